@@ -1,0 +1,125 @@
+//! How far a migration is, as read from its stream: pass boundaries and the switchover.
+//!
+//! Must not: influence tokenising. It only watches records go by; bad input can make it
+//! wrong about a pass, never about a byte.
+
+/// At most this many RAM blocks are remembered for their order; a stream with more only
+/// loses the exact end of its first pass.
+const BLOCKS_MAX: usize = 1024;
+
+/// What the stream has told about the migration so far.
+#[derive(Debug, Default)]
+pub struct Progress {
+    blocks: Vec<Box<[u8]>>,
+    current: Option<usize>,
+    last_address: Option<u64>,
+    records_in_section: u64,
+    zero_records: u64,
+    page_records: u64,
+    first_pass_done: bool,
+    guest_stopped: bool,
+    ram_ended: bool,
+    tail_is_empty_part: bool,
+}
+
+impl Progress {
+    /// Every page has been sent at least once.
+    pub fn first_pass_done(&self) -> bool {
+        self.first_pass_done
+    }
+
+    /// The source guest does not run any more: everything that follows is downtime.
+    pub fn guest_stopped(&self) -> bool {
+        self.guest_stopped
+    }
+
+    /// The RAM section has ended; device state follows.
+    pub fn ram_ended(&self) -> bool {
+        self.ram_ended
+    }
+
+    /// The last whole thing seen was a RAM PART section without a page: the guest is idle
+    /// and QEMU, held back from switching over, spins through empty passes.
+    pub fn tail_is_empty_part(&self) -> bool {
+        self.tail_is_empty_part
+    }
+
+    /// Zero records seen.
+    pub fn zero_records(&self) -> u64 {
+        self.zero_records
+    }
+
+    /// Page records seen.
+    pub fn page_records(&self) -> u64 {
+        self.page_records
+    }
+
+    pub(crate) fn declare_block(&mut self, name: &[u8]) {
+        if self.blocks.len() < BLOCKS_MAX {
+            self.blocks.push(name.into());
+        }
+    }
+
+    pub(crate) fn section_begins(&mut self) {
+        self.records_in_section = 0;
+        self.tail_is_empty_part = false;
+    }
+
+    pub(crate) fn section_ends(&mut self, is_part: bool) {
+        if is_part && self.records_in_section == 0 {
+            self.tail_is_empty_part = true;
+            // QEMU sends at least one page per section while a pass has pages left.
+            self.first_pass_done |= self.zero_records + self.page_records > 0;
+        }
+    }
+
+    pub(crate) fn ram_end_begins(&mut self) {
+        self.first_pass_done = true;
+        self.guest_stopped = true;
+    }
+
+    pub(crate) fn ram_end_done(&mut self) {
+        self.ram_ended = true;
+    }
+
+    pub(crate) fn switchover_starts(&mut self) {
+        self.first_pass_done = true;
+        self.guest_stopped = true;
+        self.tail_is_empty_part = false;
+    }
+
+    pub(crate) fn other_unit(&mut self) {
+        self.tail_is_empty_part = false;
+    }
+
+    pub(crate) fn zero(&mut self, address: u64) {
+        self.zero_records += 1;
+        self.record(address);
+    }
+
+    pub(crate) fn page(&mut self, address: u64) {
+        self.page_records += 1;
+        self.record(address);
+    }
+
+    /// A record that names its block.
+    pub(crate) fn block(&mut self, name: &[u8]) {
+        let next = self.blocks.iter().position(|known| **known == *name);
+        if next != self.current {
+            // QEMU walks the blocks in the order it announced them: going back is a new pass.
+            if let (Some(next), Some(current)) = (next, self.current) {
+                self.first_pass_done |= next < current;
+            }
+            self.current = next;
+            self.last_address = None;
+        }
+    }
+
+    fn record(&mut self, address: u64) {
+        self.records_in_section += 1;
+        if self.last_address.is_some_and(|last| address <= last) {
+            self.first_pass_done = true;
+        }
+        self.last_address = Some(address);
+    }
+}

@@ -1,0 +1,172 @@
+//! Tokenising is a bijection: for well-formed, torn, mutated and arbitrary input, cut and
+//! flushed anywhere, the tokens' bytes are the input's bytes.
+
+use proptest::prelude::*;
+use vmgang_stream::synthetic::StreamBuilder;
+use vmgang_stream::{PAGE_BYTES, Page, Token, Tokenizer, rebuild};
+
+/// Runs `input` through a tokenizer in pieces of the given sizes, flushing after each piece
+/// that says so; returns the rebuilt bytes and the number of page and zero tokens.
+fn run(input: &[u8], pieces: &[(usize, bool)]) -> (Vec<u8>, usize, usize) {
+    let mut tokenizer = Tokenizer::new();
+    let mut out = Vec::new();
+    let (mut pages, mut zeros) = (0, 0);
+    let mut unread = Vec::new();
+    let mut rest = input;
+    let mut pieces = pieces.iter().cycle();
+    loop {
+        let (size, flush) = if rest.is_empty() {
+            (0, true)
+        } else {
+            pieces.next().copied().unwrap_or((rest.len(), false))
+        };
+        let (piece, tail) = rest.split_at(size.clamp(1.min(rest.len()), rest.len()));
+        rest = tail;
+        unread.extend_from_slice(piece);
+        let mut covered = 0;
+        let taken = tokenizer.push(&unread, flush, |token| {
+            covered += token.stream_len();
+            pages += usize::from(matches!(token, Token::Page { .. } | Token::Body(_)));
+            zeros += usize::from(matches!(token, Token::Zero { .. }));
+            rebuild::token(&mut out, &token);
+        });
+        assert_eq!(covered, taken, "tokens cover what was taken");
+        if flush {
+            assert_eq!(taken, unread.len(), "a flush takes everything");
+        }
+        unread.drain(..taken);
+        if rest.is_empty() && unread.is_empty() {
+            return (out, pages, zeros);
+        }
+    }
+}
+
+fn page(seed: u8) -> Page {
+    let mut page = [0; PAGE_BYTES];
+    for (i, byte) in page.iter_mut().enumerate() {
+        *byte = seed.wrapping_mul(31).wrapping_add((i * 7 + i / 256) as u8);
+    }
+    page
+}
+
+fn well_formed() -> impl Strategy<Value = Vec<u8>> {
+    (
+        prop::collection::vec(prop::option::of(any::<u8>()), 1..300),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
+    )
+        .prop_map(|(pages, dirty)| {
+            let first: Vec<_> = pages.iter().map(|seed| seed.map(page)).collect();
+            let dirty: Vec<_> = dirty
+                .iter()
+                .map(|(index, seed)| (index.index(first.len()), page(*seed)))
+                .collect();
+            StreamBuilder::migration(&first, &dirty)
+        })
+}
+
+fn pieces() -> impl Strategy<Value = Vec<(usize, bool)>> {
+    prop::collection::vec((1usize..9000, any::<bool>()), 1..20)
+}
+
+proptest! {
+    #[test]
+    fn well_formed_streams_come_back(input in well_formed(), pieces in pieces()) {
+        prop_assert_eq!(run(&input, &pieces).0, input);
+    }
+
+    #[test]
+    fn mutated_streams_come_back(
+        mut input in well_formed(),
+        pieces in pieces(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..30),
+    ) {
+        for (index, byte) in edits {
+            let at = index.index(input.len());
+            input[at] = byte;
+        }
+        prop_assert_eq!(run(&input, &pieces).0, input);
+    }
+
+    #[test]
+    fn truncated_and_spliced_streams_come_back(
+        a in well_formed(),
+        b in well_formed(),
+        cut_a in any::<prop::sample::Index>(),
+        cut_b in any::<prop::sample::Index>(),
+        pieces in pieces(),
+    ) {
+        let mut input = a[..cut_a.index(a.len())].to_vec();
+        input.extend_from_slice(&b[cut_b.index(b.len())..]);
+        prop_assert_eq!(run(&input, &pieces).0, input);
+    }
+
+    #[test]
+    fn arbitrary_bytes_come_back(
+        input in prop::collection::vec(any::<u8>(), 0..20_000),
+        header in any::<bool>(),
+        pieces in pieces(),
+    ) {
+        let mut bytes = if header { b"QEVM\0\0\0\x03".to_vec() } else { Vec::new() };
+        bytes.extend(input);
+        prop_assert_eq!(run(&bytes, &pieces).0, bytes);
+    }
+}
+
+#[test]
+fn every_page_of_a_well_formed_stream_is_found() {
+    let first: Vec<_> = (0..250u8).map(|i| (i % 3 != 0).then(|| page(i))).collect();
+    let dirty: Vec<_> = (0..10).map(|i| (i * 20 + 1, page(i as u8))).collect();
+    let input = StreamBuilder::migration(&first, &dirty);
+    let pages = first.iter().flatten().count() + dirty.len();
+    let (out, found_pages, found_zeros) = run(&input, &[(input.len(), false)]);
+    assert_eq!(out, input);
+    assert_eq!(found_pages, pages);
+    // The first record of a section names its block; where that is a zero page, the record
+    // stays opaque (three sections here, of which two begin with a zero page).
+    let zeros = first.len() - first.iter().flatten().count();
+    let named_zeros = [0, 100, 200].iter().filter(|i| first[**i].is_none()).count();
+    assert_eq!(found_zeros, zeros - named_zeros);
+    // Cut into small unflushed pieces nothing is lost either.
+    assert_eq!(run(&input, &[(100, false)]).1, pages);
+}
+
+#[test]
+fn progress_sees_the_pass_boundary_and_the_stop() {
+    let mut builder = StreamBuilder::new(8 * PAGE_BYTES as u64);
+    builder.begin_part();
+    for i in 0..8 {
+        builder.page(i * PAGE_BYTES as u64, &page(i as u8));
+    }
+    builder.end_ram_section();
+    let first_pass = builder.bytes().len();
+    builder.begin_part().page(0, &page(9)).end_ram_section();
+    let second = builder.bytes().len();
+    builder.begin_part().end_ram_section();
+    let empty = builder.bytes().len();
+    builder.switchover_start();
+    let bytes = builder.bytes().to_vec();
+
+    let mut tokenizer = Tokenizer::new();
+    assert_eq!(tokenizer.push(&bytes[..first_pass], false, |_| {}), first_pass);
+    assert!(!tokenizer.progress().first_pass_done());
+    tokenizer.push(&bytes[first_pass..second], false, |_| {});
+    assert!(tokenizer.progress().first_pass_done());
+    assert!(!tokenizer.progress().tail_is_empty_part());
+    tokenizer.push(&bytes[second..empty], false, |_| {});
+    assert!(tokenizer.progress().tail_is_empty_part());
+    assert!(!tokenizer.progress().guest_stopped());
+    tokenizer.push(&bytes[empty..], false, |_| {});
+    assert!(tokenizer.progress().guest_stopped());
+}
+
+#[test]
+fn an_unknown_section_is_skipped_to_its_footer() {
+    let mut builder = StreamBuilder::new(4 * PAGE_BYTES as u64);
+    builder.raw(b"\x04\x00\x00\x00\x09\x03dev\x00\x00\x00\x00\x00\x00\x00\x01");
+    builder.raw(&[0x7e; 700]).raw(b"\x7e\x00\x00\x00\x09");
+    builder.begin_part().page(0, &page(1));
+    builder.page(4096, &page(2)).end_ram_section();
+    let (out, pages, _) = run(builder.bytes(), &[(50, false)]);
+    assert_eq!(out, builder.bytes());
+    assert_eq!(pages, 2);
+}
