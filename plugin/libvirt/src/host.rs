@@ -1,0 +1,317 @@
+//! One connection to a libvirt daemon: domains, their gang membership, job control.
+//! All calls block. Must not migrate: see `migration.rs`, which uses a connection a member.
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::{Domain, DomainState as VirtState};
+use virt_sys as sys;
+
+use crate::error::LibvirtError;
+use crate::event_loop;
+use crate::job_stats::JobStats;
+use crate::metadata::{METADATA_NAMESPACE, METADATA_PREFIX, Membership, MetadataError};
+use crate::qemu_user::{self, QemuUser};
+use crate::raw;
+
+/// Seconds between keepalive messages, and how many may stay unanswered.
+const KEEPALIVE_INTERVAL_S: i32 = 5;
+const KEEPALIVE_COUNT: u32 = 5;
+
+/// Whether a domain's guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainState {
+    Running,
+    Paused,
+    ShuttingDown,
+    ShutOff,
+    Crashed,
+    Unknown,
+}
+
+impl DomainState {
+    /// virsh's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DomainState::Running => "running",
+            DomainState::Paused => "paused",
+            DomainState::ShuttingDown => "in shutdown",
+            DomainState::ShutOff => "shut off",
+            DomainState::Crashed => "crashed",
+            DomainState::Unknown => "unknown",
+        }
+    }
+}
+
+/// A domain as libvirt sees it at one moment.
+#[derive(Debug, Clone)]
+pub struct DomainInfo {
+    pub name: String,
+    pub uuid: Uuid,
+    /// libvirt's id; only an active domain has one.
+    pub id: Option<u32>,
+    pub state: DomainState,
+    pub persistent: bool,
+    /// The most memory the guest can have.
+    pub memory_bytes: u64,
+    /// Its gang, or what is wrong with its metadata.
+    pub membership: Result<Option<Membership>, MetadataError>,
+}
+
+impl DomainInfo {
+    /// Has a QEMU process, and so can be migrated live.
+    pub fn active(&self) -> bool {
+        self.id.is_some()
+    }
+}
+
+/// A connection to one libvirt daemon.
+#[derive(Clone)]
+pub struct Host {
+    uri: String,
+    connect: Connect,
+}
+
+impl Host {
+    /// Opens a connection with keepalive set.
+    pub fn open(uri: &str) -> Result<Host, LibvirtError> {
+        event_loop::ensure_running();
+        raw::c_string("a libvirt URI", uri)?;
+        let connect = Connect::open(Some(uri)).map_err(|error| LibvirtError::Connect {
+            uri: uri.to_owned(),
+            failure: error.into(),
+        })?;
+        // Local test drivers have none; a daemon that cannot is not worth failing for.
+        if let Err(error) = connect.set_keep_alive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT) {
+            tracing::debug!(uri, %error, "no keepalive on this connection");
+        }
+        Ok(Host {
+            uri: uri.to_owned(),
+            connect,
+        })
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// False once libvirtd has gone: open a new connection then.
+    pub fn is_alive(&self) -> bool {
+        self.connect.is_alive().unwrap_or(false)
+    }
+
+    pub fn hostname(&self) -> Result<String, LibvirtError> {
+        self.connect
+            .hostname()
+            .map_err(host_error("read the host name"))
+    }
+
+    /// The user QEMU runs as when a domain has no label of its own.
+    pub fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
+        Ok(qemu_user::host_qemu_user(&self.capabilities()?)?)
+    }
+
+    /// The UUID by which libvirt refuses to migrate a domain to its own host.
+    pub fn uuid(&self) -> Result<Uuid, LibvirtError> {
+        Ok(qemu_user::host_uuid(&self.capabilities()?)?)
+    }
+
+    fn capabilities(&self) -> Result<String, LibvirtError> {
+        self.connect
+            .capabilities()
+            .map_err(host_error("read libvirt's capabilities"))
+    }
+
+    /// All domains, running or not, in the order of their names.
+    pub fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError> {
+        let domains = self
+            .connect
+            .list_all_domains(0)
+            .map_err(host_error("list the domains"))?;
+        let mut infos = Vec::with_capacity(domains.len());
+        for domain in domains {
+            match info(&domain) {
+                Ok(found) => infos.push(found),
+                // It may have ended between the list and the question.
+                Err(error) if error.code() == Some(sys::VIR_ERR_NO_DOMAIN) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        infos.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(infos)
+    }
+
+    pub fn domain_by_name(&self, name: &str) -> Result<DomainInfo, LibvirtError> {
+        raw::c_string("a domain name", name)?;
+        let domain = self
+            .connect
+            .lookup_domain_by_name(name)
+            .map_err(lookup_error(name))?;
+        info(&domain)
+    }
+
+    pub fn domain_by_uuid(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError> {
+        info(&self.lookup(uuid)?)
+    }
+
+    /// The user that runs this domain's QEMU: its own label, else the host's.
+    pub fn domain_qemu_user(&self, uuid: Uuid) -> Result<QemuUser, LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        let xml = domain
+            .xml_desc(0)
+            .map_err(domain_error(&domain, "read the XML of"))?;
+        match qemu_user::domain_qemu_user(&xml)? {
+            Some(user) => Ok(user),
+            None => self.qemu_user(),
+        }
+    }
+
+    /// Writes the membership, live and for the next start; `None` removes it.
+    ///
+    /// Blocks while the domain migrates: libvirt lets nobody modify it then.
+    pub fn set_membership(
+        &self,
+        uuid: Uuid,
+        membership: Option<&Membership>,
+    ) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        let xml = match membership {
+            Some(membership) => {
+                Membership::check_gang_name(&membership.gang).map_err(|reason| MetadataError {
+                    domain: name_of(&domain),
+                    reason,
+                    gang: None,
+                })?;
+                Some(membership.to_xml())
+            }
+            None => None,
+        };
+        let mut impact = 0;
+        if domain.is_active().unwrap_or(false) {
+            impact |= sys::VIR_DOMAIN_AFFECT_LIVE;
+        }
+        if domain.is_persistent().unwrap_or(false) {
+            impact |= sys::VIR_DOMAIN_AFFECT_CONFIG;
+        }
+        domain
+            .set_metadata(
+                sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
+                xml.as_deref(),
+                Some(METADATA_PREFIX),
+                Some(METADATA_NAMESPACE),
+                impact,
+            )
+            .map_err(domain_error(&domain, "write the metadata of"))
+    }
+
+    /// Statistics of the job that runs on the domain now (source host only).
+    pub fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
+        self.job_stats(uuid, 0)
+    }
+
+    /// Statistics of the domain's last completed job; reading does not use them up.
+    pub fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
+        self.job_stats(
+            uuid,
+            sys::VIR_DOMAIN_JOB_STATS_COMPLETED | sys::VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED,
+        )
+    }
+
+    fn job_stats(&self, uuid: Uuid, flags: u32) -> Result<JobStats, LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        let (kind, params) = raw::job_stats(&domain, flags)
+            .map_err(domain_error(&domain, "read the job statistics of"))?;
+        Ok(JobStats::from_params(kind, &params))
+    }
+
+    pub(crate) fn lookup(&self, uuid: Uuid) -> Result<Domain, LibvirtError> {
+        self.connect
+            .lookup_domain_by_uuid_string(&uuid.to_string())
+            .map_err(lookup_error(&uuid.to_string()))
+    }
+}
+
+fn info(domain: &Domain) -> Result<DomainInfo, LibvirtError> {
+    let name = domain.name().map_err(domain_error(domain, "name"))?;
+    let uuid = domain
+        .uuid()
+        .map_err(domain_error(domain, "read the UUID of"))?;
+    let described = domain
+        .info()
+        .map_err(domain_error(domain, "read the state of"))?;
+    let state = match described.state {
+        virt::enumutil::Enum::Known(state) => match state {
+            VirtState::Running | VirtState::Blocked => DomainState::Running,
+            VirtState::Paused | VirtState::PMSuspended => DomainState::Paused,
+            VirtState::Shutdown => DomainState::ShuttingDown,
+            VirtState::Shutoff => DomainState::ShutOff,
+            VirtState::Crashed => DomainState::Crashed,
+            VirtState::NoState => DomainState::Unknown,
+        },
+        virt::enumutil::Enum::Unknown(_) => DomainState::Unknown,
+    };
+    let membership = membership(domain, &name)?;
+    Ok(DomainInfo {
+        uuid,
+        id: domain.id(),
+        state,
+        persistent: domain
+            .is_persistent()
+            .map_err(domain_error(domain, "read the state of"))?,
+        memory_bytes: described.max_mem.saturating_mul(1024),
+        membership,
+        name,
+    })
+}
+
+fn membership(
+    domain: &Domain,
+    name: &str,
+) -> Result<Result<Option<Membership>, MetadataError>, LibvirtError> {
+    match domain.metadata(
+        sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
+        Some(METADATA_NAMESPACE),
+        0,
+    ) {
+        Ok(xml) => Ok(Membership::parse(name, &xml).map(Some)),
+        Err(error) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN_METADATA => Ok(Ok(None)),
+        Err(error) => Err(domain_error(domain, "read the metadata of")(error)),
+    }
+}
+
+fn name_of(domain: &Domain) -> String {
+    domain.name().unwrap_or_else(|_| "(unnamed)".into())
+}
+
+fn host_error(action: &'static str) -> impl Fn(virt::error::Error) -> LibvirtError {
+    move |error| LibvirtError::Host {
+        action,
+        failure: error.into(),
+    }
+}
+
+pub(crate) fn domain_error<'a>(
+    domain: &'a Domain,
+    action: &'static str,
+) -> impl Fn(virt::error::Error) -> LibvirtError + 'a {
+    move |error| LibvirtError::Domain {
+        action,
+        domain: name_of(domain),
+        failure: error.into(),
+    }
+}
+
+fn lookup_error(domain: &str) -> impl Fn(virt::error::Error) -> LibvirtError + '_ {
+    move |error| {
+        if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN {
+            LibvirtError::NoSuchDomain {
+                domain: domain.to_owned(),
+            }
+        } else {
+            LibvirtError::Domain {
+                action: "find",
+                domain: domain.to_owned(),
+                failure: error.into(),
+            }
+        }
+    }
+}

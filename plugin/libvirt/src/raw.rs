@@ -1,0 +1,164 @@
+//! The three libvirt calls that `virt` lacks or gets wrong, over `virt-sys`.
+//!
+//! `virDomainAbortJob` is not bound; `job_stats` panics on an unexpected type and frees
+//! libvirt's memory with Rust's allocator; `migrate_to_uri3` panics on a NUL byte.
+//! Owns all `unsafe` of this crate. Must not interpret what it reads.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint};
+use std::ptr;
+
+use virt::domain::Domain;
+use virt::error::Error;
+use virt_sys as sys;
+
+/// One typed parameter's value. Types without a number or text are left out.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum TypedValue {
+    Integer(i64),
+    Unsigned(u64),
+    Double(f64),
+    Boolean(bool),
+    Text(String),
+}
+
+/// Frees libvirt's array of typed parameters.
+struct Params {
+    array: sys::virTypedParameterPtr,
+    len: c_int,
+}
+
+impl Drop for Params {
+    fn drop(&mut self) {
+        if !self.array.is_null() {
+            // SAFETY: array and len are as libvirt handed them out, and freed once only.
+            unsafe { sys::virTypedParamsFree(self.array, self.len) };
+        }
+    }
+}
+
+/// `virDomainAbortJob`: cancels the migration that runs on `domain`.
+pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: `domain` holds a reference on the pointer for the whole call.
+    let status = unsafe { sys::virDomainAbortJob(domain.as_ptr()) };
+    check(status)
+}
+
+/// `virDomainMigrateToURI3` with a migration URI as its only parameter. Blocks to the end.
+pub(crate) fn migrate_to_uri(
+    domain: &Domain,
+    destination: &CStr,
+    migrate_uri: &CStr,
+    flags: u32,
+) -> Result<(), Error> {
+    let mut params = Params {
+        array: ptr::null_mut(),
+        len: 0,
+    };
+    let mut capacity: c_int = 0;
+    // SAFETY: the three out pointers live across the call; libvirt copies both strings.
+    let status = unsafe {
+        sys::virTypedParamsAddString(
+            &mut params.array,
+            &mut params.len,
+            &mut capacity,
+            sys::VIR_MIGRATE_PARAM_URI.as_ptr(),
+            migrate_uri.as_ptr(),
+        )
+    };
+    check(status)?;
+    // SAFETY: `domain` and `params` outlive the call, which only reads the parameters.
+    let status = unsafe {
+        sys::virDomainMigrateToURI3(
+            domain.as_ptr(),
+            destination.as_ptr(),
+            params.array,
+            params.len as c_uint,
+            flags as c_uint,
+        )
+    };
+    check(status)
+}
+
+/// `virDomainGetJobStats`: the job's type and every parameter libvirt gave.
+pub(crate) fn job_stats(
+    domain: &Domain,
+    flags: u32,
+) -> Result<(i32, Vec<(String, TypedValue)>), Error> {
+    let mut kind: c_int = 0;
+    let mut params = Params {
+        array: ptr::null_mut(),
+        len: 0,
+    };
+    // SAFETY: the out pointers live across the call; `domain` holds its reference.
+    let status = unsafe {
+        sys::virDomainGetJobStats(
+            domain.as_ptr(),
+            &mut kind,
+            &mut params.array,
+            &mut params.len,
+            flags as c_uint,
+        )
+    };
+    check(status)?;
+    if params.array.is_null() {
+        return Ok((kind, Vec::new()));
+    }
+    let len = usize::try_from(params.len).unwrap_or(0);
+    // SAFETY: libvirt allocated `len` parameters at `array`; `params` frees them afterwards.
+    let array = unsafe { std::slice::from_raw_parts(params.array, len) };
+    Ok((kind, array.iter().filter_map(read_param).collect()))
+}
+
+fn read_param(param: &sys::virTypedParameter) -> Option<(String, TypedValue)> {
+    let name: Vec<u8> = param
+        .field
+        .iter()
+        .take_while(|byte| **byte != 0)
+        .map(|byte| *byte as u8)
+        .collect();
+    let name = String::from_utf8(name).ok()?;
+    // SAFETY: `type_` says which member of the union libvirt wrote; unknown types are not read.
+    let value = unsafe {
+        match param.type_ as c_uint {
+            sys::VIR_TYPED_PARAM_INT => TypedValue::Integer(param.value.i.into()),
+            sys::VIR_TYPED_PARAM_UINT => TypedValue::Unsigned(param.value.ui.into()),
+            sys::VIR_TYPED_PARAM_LLONG => TypedValue::Integer(param.value.l),
+            sys::VIR_TYPED_PARAM_ULLONG => TypedValue::Unsigned(param.value.ul),
+            sys::VIR_TYPED_PARAM_DOUBLE => TypedValue::Double(param.value.d),
+            sys::VIR_TYPED_PARAM_BOOLEAN => TypedValue::Boolean(param.value.b != 0),
+            sys::VIR_TYPED_PARAM_STRING => TypedValue::Text(read_text(param.value.s)?),
+            _ => return None,
+        }
+    };
+    Some((name, value))
+}
+
+/// # Safety
+/// `text` is null or a NUL-terminated string that lives across the call.
+unsafe fn read_text(text: *const c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and terminated as the caller promises.
+    Some(
+        unsafe { CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned(),
+    )
+}
+
+fn check(status: c_int) -> Result<(), Error> {
+    if status < 0 {
+        Err(Error::last_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A C string, or the name of the argument that cannot be one.
+pub(crate) fn c_string(
+    what: &'static str,
+    text: &str,
+) -> Result<CString, crate::error::LibvirtError> {
+    CString::new(text).map_err(|_| crate::error::LibvirtError::Nul { what })
+}
