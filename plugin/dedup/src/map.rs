@@ -118,9 +118,8 @@ impl DedupMap {
         };
         self.link_newest(slot);
         let digests = &self.digests;
-        self.table.insert_unique(hash, slot, |slot| {
-            digests[*slot as usize].table_hash()
-        });
+        self.table
+            .insert_unique(hash, slot, |slot| digests[*slot as usize].table_hash());
         Verdict::Define { slot: Slot(slot) }
     }
 

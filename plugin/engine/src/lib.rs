@@ -1,1 +1,33 @@
-//! (being written)
+//! The transfer engine: both halves of a session between two vmgangd.
+//!
+//! Owns: the peer connection, the channels (one per connection that QEMU opens), encoding
+//! and decoding, flow control, and the exact counts of what was saved.
+//! Must not: talk to libvirt or D-Bus, or decide when a gang switches over; it reports
+//! events and obeys `release`.
+//!
+//! Path of a byte: QEMU -> `stream::Token` -> `dedup::Verdict` -> `wire::Frame` -> peer ->
+//! `dedup::PageWindow` -> verified stream bytes -> QEMU.
+
+mod channel_source;
+mod connection;
+mod counters;
+mod decode;
+pub mod destination;
+mod destination_session;
+mod encode;
+mod gate;
+mod offer;
+mod peer;
+mod runtime_dir;
+pub mod source;
+mod technique;
+pub mod tls;
+
+pub use counters::{MemberCounters, Saved, SessionCounters};
+pub use destination::{Admission, DestinationHost, Listener};
+pub use offer::{MemberOffer, MemberOutcome, Offer, SocketOwner};
+pub use peer::{DEFAULT_PORT, PeerAddress, PeerName};
+pub use runtime_dir::sweep_runtime_dir;
+pub use source::{SourceError, SourceEvent, SourceOptions, SourceSession};
+pub use technique::Techniques;
+pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport};

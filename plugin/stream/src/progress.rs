@@ -38,8 +38,8 @@ impl Progress {
         self.ram_ended
     }
 
-    /// The last whole thing seen was a RAM PART section without a page: the guest is idle
-    /// and QEMU, held back from switching over, spins through empty passes.
+    /// The last RAM PART section had no page, and nothing but such a section has begun since:
+    /// the guest is idle and QEMU, held back from switching over, spins through empty passes.
     pub fn tail_is_empty_part(&self) -> bool {
         self.tail_is_empty_part
     }
@@ -62,7 +62,6 @@ impl Progress {
 
     pub(crate) fn section_begins(&mut self) {
         self.records_in_section = 0;
-        self.tail_is_empty_part = false;
     }
 
     pub(crate) fn section_ends(&mut self, is_part: bool) {
@@ -117,6 +116,7 @@ impl Progress {
 
     fn record(&mut self, address: u64) {
         self.records_in_section += 1;
+        self.tail_is_empty_part = false;
         if self.last_address.is_some_and(|last| address <= last) {
             self.first_pass_done = true;
         }

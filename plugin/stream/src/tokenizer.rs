@@ -370,12 +370,7 @@ impl Tokenizer {
     }
 
     /// XBZRLE deltas and the compressed pages of QEMU before 9.1: known length, opaque body.
-    fn old_compression<'a>(
-        &mut self,
-        buf: &'a [u8],
-        address: u64,
-        flags: u64,
-    ) -> Option<Unit<'a>> {
+    fn old_compression<'a>(&mut self, buf: &'a [u8], address: u64, flags: u64) -> Option<Unit<'a>> {
         let named = flags & record::FLAG_CONTINUE == 0;
         let (name, next) = if named {
             let (name, next) = counted_string(buf, 8)?;

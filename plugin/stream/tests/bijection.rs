@@ -124,7 +124,10 @@ fn every_page_of_a_well_formed_stream_is_found() {
     // The first record of a section names its block; where that is a zero page, the record
     // stays opaque (three sections here, of which two begin with a zero page).
     let zeros = first.len() - first.iter().flatten().count();
-    let named_zeros = [0, 100, 200].iter().filter(|i| first[**i].is_none()).count();
+    let named_zeros = [0, 100, 200]
+        .iter()
+        .filter(|i| first[**i].is_none())
+        .count();
     assert_eq!(found_zeros, zeros - named_zeros);
     // Cut into small unflushed pieces nothing is lost either.
     assert_eq!(run(&input, &[(100, false)]).1, pages);
@@ -147,7 +150,10 @@ fn progress_sees_the_pass_boundary_and_the_stop() {
     let bytes = builder.bytes().to_vec();
 
     let mut tokenizer = Tokenizer::new();
-    assert_eq!(tokenizer.push(&bytes[..first_pass], false, |_| {}), first_pass);
+    assert_eq!(
+        tokenizer.push(&bytes[..first_pass], false, |_| {}),
+        first_pass
+    );
     assert!(!tokenizer.progress().first_pass_done());
     tokenizer.push(&bytes[first_pass..second], false, |_| {});
     assert!(tokenizer.progress().first_pass_done());

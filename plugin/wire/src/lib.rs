@@ -1,1 +1,56 @@
-//! (being written)
+//! The protocol between two vmgangd: frames, and the encoding of stream pieces in them.
+//!
+//! Owns: bytes to typed values and back, for everything that crosses between peers;
+//! `docs/protocol.md` is the specification, this crate follows it.
+//! Must not: do I/O, know a clock, keep session state, or allocate from a length that has
+//! not been checked.
+//!
+//! Invariants: kinds and codes are never reused; trailing bytes are an error; the layout of
+//! the frame header is the same in every version, so versions can refuse each other.
+
+mod cursor;
+mod frame;
+mod header;
+mod hello;
+pub mod payload;
+
+pub use frame::{DATA_OVERHEAD_BYTES, Data, Direction, Frame, Outcome, RefuseCode};
+pub use header::{FrameHeader, HEADER_BYTES, Kind};
+pub use hello::{Hello, MemberHello, Welcome};
+
+/// The version of the protocol this build speaks.
+pub const VERSION: u8 = 1;
+
+/// No frame body is longer.
+pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// One DATA frame stands for at most this many stream bytes.
+pub const STREAM_BYTES_MAX: usize = 1024 * 1024;
+/// Members of one session.
+pub const MEMBERS_MAX: usize = 1024;
+/// Connections of one session, over all members and all time.
+pub const CHANNELS_MAX: u32 = 65_536;
+/// Names of hosts, gangs and members, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Free text in a refusal or a reset.
+pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// What a peer can get wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("this is not a vmgang peer (the connection began with other bytes)")]
+    Magic,
+    #[error(
+        "the peer speaks vmgang protocol {theirs}, this daemon speaks {VERSION}; install the same vmgang version on both hosts"
+    )]
+    Version { theirs: u8 },
+    #[error("the peer sent frame kind {0}, which this version does not know")]
+    UnknownKind(u8),
+    #[error("the peer sent a {kind:?} frame of {len} bytes, which is not allowed")]
+    Length { kind: Kind, len: usize },
+    #[error("a frame ends before its field `{0}`")]
+    Truncated(&'static str),
+    #[error("a frame has bytes after its last field")]
+    Trailing,
+    #[error("a frame has a bad value in field `{0}`")]
+    Value(&'static str),
+}

@@ -1,0 +1,172 @@
+//! What a session has moved and saved, exactly.
+//!
+//! Owns: the counters that every part of the source half adds to.
+//! Must not: estimate. Savings add up to `qemu_stream - wire` to the byte: each kind of
+//! token is credited with its stream bytes less its payload bytes, and `compression` is
+//! credited with what happens to payloads after that: zstd, less everything the protocol
+//! and TLS put around them.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+
+use vmgang_wire::payload::Costs;
+
+/// Bytes saved, by how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// Zero pages, whose records QEMU writes in 9 bytes, collapsed into ranges.
+    pub zero: i64,
+    /// Pages of one repeated byte.
+    pub uniform: i64,
+    /// Pages the same VM had sent before.
+    pub intra_vm: i64,
+    /// Pages another VM of the gang had sent before.
+    pub cross_vm: i64,
+    /// Pages staged before the migration.
+    pub staged: i64,
+    /// Pages found at the destination.
+    pub destination: i64,
+    /// Parts of pages.
+    pub sub_page: i64,
+    /// Differences to similar pages.
+    pub delta: i64,
+    /// Compression and collapsed record headers, less the protocol's own bytes; negative
+    /// where those outweigh it.
+    pub compression: i64,
+}
+
+impl Saved {
+    /// All of it.
+    pub fn total(&self) -> i64 {
+        self.zero
+            + self.uniform
+            + self.intra_vm
+            + self.cross_vm
+            + self.staged
+            + self.destination
+            + self.sub_page
+            + self.delta
+            + self.compression
+    }
+}
+
+/// A session's counters at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SessionCounters {
+    /// Bytes QEMU wrote, over all members and connections.
+    pub qemu_stream_bytes: u64,
+    /// Bytes the two daemons exchanged, both directions, TLS included.
+    pub wire_bytes: u64,
+    /// Stream bytes that were sent in full (before compression).
+    pub literal_bytes: u64,
+    pub saved: Saved,
+    pub members: Vec<MemberCounters>,
+}
+
+/// A member's counters at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemberCounters {
+    pub qemu_stream_bytes: u64,
+    /// Bytes of this member's frames, without TLS.
+    pub wire_bytes: u64,
+    pub first_pass_done: bool,
+    pub guest_stopped: bool,
+}
+
+/// Live counters of a source session.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    /// Both directions, counted at the TCP socket.
+    pub wire_bytes: std::sync::Arc<AtomicU64>,
+    stream_bytes: AtomicU64,
+    literal_bytes: AtomicU64,
+    zero: AtomicI64,
+    uniform: AtomicI64,
+    intra_vm: AtomicI64,
+    cross_vm: AtomicI64,
+    members: Vec<LiveMember>,
+}
+
+#[derive(Debug, Default)]
+struct LiveMember {
+    stream_bytes: AtomicU64,
+    wire_bytes: AtomicU64,
+    first_pass_done: AtomicBool,
+    guest_stopped: AtomicBool,
+}
+
+/// Which group of [`Costs::reference`] a reference counts in.
+pub(crate) const GROUP_INTRA_VM: usize = 0;
+/// See [`GROUP_INTRA_VM`].
+pub(crate) const GROUP_CROSS_VM: usize = 1;
+
+impl Live {
+    pub(crate) fn new(members: usize) -> Self {
+        Self {
+            members: (0..members).map(|_| LiveMember::default()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Counts one DATA frame of `member`.
+    pub(crate) fn frame(&self, member: usize, costs: &Costs, literal: u64, frame_bytes: u64) {
+        let saved = |cost: vmgang_wire::payload::Cost| cost.stream as i64 - cost.payload as i64;
+        let stream = costs.literal.stream
+            + costs.zero.stream
+            + costs.uniform.stream
+            + costs.reference[GROUP_INTRA_VM].stream
+            + costs.reference[GROUP_CROSS_VM].stream;
+        self.stream_bytes.fetch_add(stream, Relaxed);
+        self.literal_bytes.fetch_add(literal, Relaxed);
+        self.zero.fetch_add(saved(costs.zero), Relaxed);
+        self.uniform.fetch_add(saved(costs.uniform), Relaxed);
+        self.intra_vm
+            .fetch_add(saved(costs.reference[GROUP_INTRA_VM]), Relaxed);
+        self.cross_vm
+            .fetch_add(saved(costs.reference[GROUP_CROSS_VM]), Relaxed);
+        if let Some(member) = self.members.get(member) {
+            member.stream_bytes.fetch_add(stream, Relaxed);
+            member.wire_bytes.fetch_add(frame_bytes, Relaxed);
+        }
+    }
+
+    pub(crate) fn first_pass_done(&self, member: usize) {
+        if let Some(member) = self.members.get(member) {
+            member.first_pass_done.store(true, Relaxed);
+        }
+    }
+
+    pub(crate) fn guest_stopped(&self, member: usize) {
+        if let Some(member) = self.members.get(member) {
+            member.guest_stopped.store(true, Relaxed);
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> SessionCounters {
+        let stream = self.stream_bytes.load(Relaxed);
+        let wire = self.wire_bytes.load(Relaxed);
+        let mut saved = Saved {
+            zero: self.zero.load(Relaxed),
+            uniform: self.uniform.load(Relaxed),
+            intra_vm: self.intra_vm.load(Relaxed),
+            cross_vm: self.cross_vm.load(Relaxed),
+            ..Saved::default()
+        };
+        saved.compression = stream as i64 - wire as i64 - saved.total();
+        SessionCounters {
+            qemu_stream_bytes: stream,
+            wire_bytes: wire,
+            literal_bytes: self.literal_bytes.load(Relaxed),
+            saved,
+            members: self
+                .members
+                .iter()
+                .map(|member| MemberCounters {
+                    qemu_stream_bytes: member.stream_bytes.load(Relaxed),
+                    wire_bytes: member.wire_bytes.load(Relaxed),
+                    first_pass_done: member.first_pass_done.load(Relaxed),
+                    guest_stopped: member.guest_stopped.load(Relaxed),
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Frames as typed values.
+//!
+//! Owns: which fields each kind has. Must not: interpret a DATA payload (see `payload`).
+
+use crate::cursor::{Reader, put_text};
+use crate::{
+    CHANNELS_MAX, FrameHeader, HEADER_BYTES, Hello, Kind, MEMBERS_MAX, STREAM_BYTES_MAX,
+    TEXT_BYTES_MAX, Welcome, WireError,
+};
+
+/// Why a session is refused. Numbers are never reused; unknown ones read as `Other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefuseCode {
+    /// 1: the peer speaks another protocol version.
+    Version,
+    /// 2: the offer cannot be met (memory, permission): the text says what.
+    Offer,
+    /// 3: a frame could not be read or was out of place.
+    Protocol,
+    /// 4: the daemon is stopping.
+    Stopping,
+    /// Anything else.
+    Other(u16),
+}
+
+impl RefuseCode {
+    fn number(self) -> u16 {
+        match self {
+            Self::Version => 1,
+            Self::Offer => 2,
+            Self::Protocol => 3,
+            Self::Stopping => 4,
+            Self::Other(number) => number,
+        }
+    }
+
+    fn from_number(number: u16) -> Self {
+        match number {
+            1 => Self::Version,
+            2 => Self::Offer,
+            3 => Self::Protocol,
+            4 => Self::Stopping,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// Which way the bytes go that a CREDIT is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// 0: source QEMU to destination QEMU.
+    Stream,
+    /// 1: destination QEMU to source QEMU.
+    Return,
+}
+
+/// A piece of a migration stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Data<'a> {
+    /// Position in the session's one order, from 0, over all channels.
+    pub sequence: u64,
+    /// Stream bytes this piece stands for, 1 to [`STREAM_BYTES_MAX`].
+    pub stream_len: u32,
+    /// Keyed BLAKE3 of those bytes, cut to 128 bits.
+    pub digest: [u8; 16],
+    /// Length of the payload before compression; `None`: it is not compressed.
+    pub zstd_raw_len: Option<u32>,
+    /// See [`crate::payload`].
+    pub payload: &'a [u8],
+}
+
+/// How a member's migration ended, as libvirt on the destination tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outcome {
+    pub downtime_ms: Option<u64>,
+    pub iterations: Option<u64>,
+    pub memory_bytes: Option<u64>,
+}
+
+/// Everything that can cross between two peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame<'a> {
+    Hello(Hello),
+    Welcome(Welcome),
+    Refuse {
+        code: RefuseCode,
+        text: String,
+    },
+    Open {
+        channel: u32,
+        member: u16,
+    },
+    Data {
+        channel: u32,
+        data: Data<'a>,
+    },
+    Credit {
+        channel: u32,
+        direction: Direction,
+        bytes: u32,
+    },
+    Finish {
+        channel: u32,
+    },
+    Reset {
+        channel: u32,
+        text: String,
+    },
+    Return {
+        channel: u32,
+        digest: [u8; 16],
+        bytes: &'a [u8],
+    },
+    OutcomeRequest {
+        member: u16,
+    },
+    Outcome {
+        member: u16,
+        outcome: Option<Outcome>,
+    },
+    Goodbye,
+    Alive,
+}
+
+impl<'a> Frame<'a> {
+    fn kind_and_channel(&self) -> (Kind, u32) {
+        match self {
+            Frame::Hello(_) => (Kind::Hello, 0),
+            Frame::Welcome(_) => (Kind::Welcome, 0),
+            Frame::Refuse { .. } => (Kind::Refuse, 0),
+            Frame::Open { channel, .. } => (Kind::Open, *channel),
+            Frame::Data { channel, .. } => (Kind::Data, *channel),
+            Frame::Credit { channel, .. } => (Kind::Credit, *channel),
+            Frame::Finish { channel } => (Kind::Finish, *channel),
+            Frame::Reset { channel, .. } => (Kind::Reset, *channel),
+            Frame::Return { channel, .. } => (Kind::Return, *channel),
+            Frame::OutcomeRequest { .. } => (Kind::OutcomeRequest, 0),
+            Frame::Outcome { .. } => (Kind::Outcome, 0),
+            Frame::Goodbye => (Kind::Goodbye, 0),
+            Frame::Alive => (Kind::Alive, 0),
+        }
+    }
+
+    /// Appends header and body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, channel) = self.kind_and_channel();
+        let start = out.len();
+        FrameHeader {
+            kind,
+            channel,
+            body_len: 0,
+        }
+        .encode(out);
+        self.encode_body(out);
+        let body_len = (out.len() - start - HEADER_BYTES) as u32;
+        out[start + HEADER_BYTES - 4..start + HEADER_BYTES]
+            .copy_from_slice(&body_len.to_le_bytes());
+    }
+
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        match self {
+            Frame::Hello(hello) => hello.encode_body(out),
+            Frame::Welcome(welcome) => welcome.encode_body(out),
+            Frame::Refuse { code, text } => {
+                out.extend_from_slice(&code.number().to_le_bytes());
+                put_text(out, text, TEXT_BYTES_MAX);
+            }
+            Frame::Open { member, .. } | Frame::OutcomeRequest { member } => {
+                out.extend_from_slice(&member.to_le_bytes());
+            }
+            Frame::Data { data, .. } => {
+                out.extend_from_slice(&data.sequence.to_le_bytes());
+                out.extend_from_slice(&data.stream_len.to_le_bytes());
+                out.extend_from_slice(&data.digest);
+                out.extend_from_slice(&data.zstd_raw_len.unwrap_or(0).to_le_bytes());
+                out.extend_from_slice(data.payload);
+            }
+            Frame::Credit {
+                direction, bytes, ..
+            } => {
+                out.push(*direction as u8);
+                out.extend_from_slice(&bytes.to_le_bytes());
+            }
+            Frame::Reset { text, .. } => put_text(out, text, TEXT_BYTES_MAX),
+            Frame::Return { digest, bytes, .. } => {
+                out.extend_from_slice(digest);
+                out.extend_from_slice(bytes);
+            }
+            Frame::Outcome { member, outcome } => {
+                out.extend_from_slice(&member.to_le_bytes());
+                out.push(u8::from(outcome.is_some()));
+                let outcome = outcome.unwrap_or_default();
+                for value in [
+                    outcome.downtime_ms,
+                    outcome.iterations,
+                    outcome.memory_bytes,
+                ] {
+                    out.push(u8::from(value.is_some()));
+                    out.extend_from_slice(&value.unwrap_or(0).to_le_bytes());
+                }
+            }
+            Frame::Finish { .. } | Frame::Goodbye | Frame::Alive => {}
+        }
+    }
+
+    /// Reads the body that belongs to `header`.
+    pub fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, WireError> {
+        if body.len() != header.body_len as usize {
+            return Err(WireError::Truncated("body"));
+        }
+        let channel = header.channel;
+        let about_a_channel = matches!(
+            header.kind,
+            Kind::Open | Kind::Data | Kind::Credit | Kind::Finish | Kind::Reset | Kind::Return
+        );
+        if about_a_channel == (channel == 0) || channel > CHANNELS_MAX {
+            return Err(WireError::Value("channel"));
+        }
+        let mut reader = Reader::new(body);
+        let r = &mut reader;
+        let frame = match header.kind {
+            Kind::Hello => Frame::Hello(Hello::decode_body(r)?),
+            Kind::Welcome => Frame::Welcome(Welcome::decode_body(r)?),
+            Kind::Refuse => Frame::Refuse {
+                code: RefuseCode::from_number(r.u16("code")?),
+                text: r.text(TEXT_BYTES_MAX, "text")?.to_owned(),
+            },
+            Kind::Open => Frame::Open {
+                channel,
+                member: member(r)?,
+            },
+            Kind::Data => Frame::Data {
+                channel,
+                data: decode_data(r)?,
+            },
+            Kind::Credit => Frame::Credit {
+                channel,
+                direction: match r.u8("direction")? {
+                    0 => Direction::Stream,
+                    1 => Direction::Return,
+                    _ => return Err(WireError::Value("direction")),
+                },
+                bytes: r.u32("bytes")?,
+            },
+            Kind::Finish => Frame::Finish { channel },
+            Kind::Reset => Frame::Reset {
+                channel,
+                text: r.text(TEXT_BYTES_MAX, "text")?.to_owned(),
+            },
+            Kind::Return => Frame::Return {
+                channel,
+                digest: r.array("digest")?,
+                bytes: match r.rest() {
+                    [] => return Err(WireError::Truncated("bytes")),
+                    bytes => bytes,
+                },
+            },
+            Kind::OutcomeRequest => Frame::OutcomeRequest { member: member(r)? },
+            Kind::Outcome => {
+                let member = member(r)?;
+                let known = flag(r, "known")?;
+                let mut next = || -> Result<Option<u64>, WireError> {
+                    let known = flag(r, "known_value")?;
+                    let value = r.u64("value")?;
+                    Ok(known.then_some(value))
+                };
+                let outcome = Outcome {
+                    downtime_ms: next()?,
+                    iterations: next()?,
+                    memory_bytes: next()?,
+                };
+                Frame::Outcome {
+                    member,
+                    outcome: known.then_some(outcome),
+                }
+            }
+            Kind::Goodbye => Frame::Goodbye,
+            Kind::Alive => Frame::Alive,
+        };
+        reader.finish()?;
+        Ok(frame)
+    }
+}
+
+fn member(r: &mut Reader<'_>) -> Result<u16, WireError> {
+    let member = r.u16("member")?;
+    if usize::from(member) >= MEMBERS_MAX {
+        return Err(WireError::Value("member"));
+    }
+    Ok(member)
+}
+
+fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, WireError> {
+    match r.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(WireError::Value(field)),
+    }
+}
+
+fn decode_data<'a>(r: &mut Reader<'a>) -> Result<Data<'a>, WireError> {
+    let sequence = r.u64("sequence")?;
+    let stream_len = r.u32("stream_len")?;
+    if stream_len == 0 || stream_len as usize > STREAM_BYTES_MAX {
+        return Err(WireError::Value("stream_len"));
+    }
+    let digest = r.array("digest")?;
+    let raw_len = r.u32("raw_len")?;
+    if raw_len as usize > crate::BODY_BYTES_MAX {
+        return Err(WireError::Value("raw_len"));
+    }
+    Ok(Data {
+        sequence,
+        stream_len,
+        digest,
+        zstd_raw_len: (raw_len > 0).then_some(raw_len),
+        payload: r.rest(),
+    })
+}
+
+/// Bytes of a DATA frame besides its payload: header, sequence, lengths and digest.
+pub const DATA_OVERHEAD_BYTES: usize = HEADER_BYTES + 8 + 4 + 16 + 4;

@@ -1,0 +1,194 @@
+//! Frames: round trips, the frozen bytes of the handshake, and refusal of what is not
+//! well-formed.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+use vmgang_wire::{
+    Data, Direction, Frame, FrameHeader, HEADER_BYTES, Hello, Kind, MemberHello, Outcome,
+    RefuseCode, Welcome, WireError,
+};
+
+fn encode(frame: &Frame<'_>) -> Vec<u8> {
+    let mut out = vec![0xee];
+    frame.encode(&mut out);
+    out.remove(0);
+    out
+}
+
+fn decode(bytes: &[u8]) -> Result<Frame<'_>, WireError> {
+    let header = bytes.first_chunk().ok_or(WireError::Truncated("header"))?;
+    let header = FrameHeader::decode(header)?;
+    Frame::decode(&header, &bytes[HEADER_BYTES..])
+}
+
+fn samples() -> Vec<Frame<'static>> {
+    vec![
+        Frame::Hello(Hello {
+            job: Uuid::from_u128(0x1234),
+            integrity_key: [7; 32],
+            features: 0,
+            window_budget_bytes: 1 << 30,
+            source_host: "a".into(),
+            gang: "web".into(),
+            members: vec![MemberHello {
+                uuid: Uuid::from_u128(0x55),
+                memory_bytes: 1 << 28,
+                name: "g1".into(),
+            }],
+        }),
+        Frame::Welcome(Welcome {
+            features: 0,
+            window_budget_bytes: 1 << 29,
+            channel_credit_bytes: 1 << 23,
+            destination_host: "b".into(),
+        }),
+        Frame::Refuse {
+            code: RefuseCode::Offer,
+            text: "no memory".into(),
+        },
+        Frame::Open {
+            channel: 3,
+            member: 1,
+        },
+        Frame::Data {
+            channel: 3,
+            data: Data {
+                sequence: 9,
+                stream_len: 100,
+                digest: [9; 16],
+                zstd_raw_len: Some(77),
+                payload: b"xyz",
+            },
+        },
+        Frame::Credit {
+            channel: 3,
+            direction: Direction::Return,
+            bytes: 5,
+        },
+        Frame::Finish { channel: 3 },
+        Frame::Reset {
+            channel: 3,
+            text: "broken pipe".into(),
+        },
+        Frame::Return {
+            channel: 3,
+            digest: [1; 16],
+            bytes: b"\0\x07\0\0",
+        },
+        Frame::OutcomeRequest { member: 0 },
+        Frame::Outcome {
+            member: 0,
+            outcome: Some(Outcome {
+                downtime_ms: Some(80),
+                iterations: None,
+                memory_bytes: Some(1),
+            }),
+        },
+        Frame::Outcome {
+            member: 1,
+            outcome: None,
+        },
+        Frame::Goodbye,
+        Frame::Alive,
+    ]
+}
+
+#[test]
+fn every_kind_comes_back() {
+    let mut kinds = Vec::new();
+    for frame in samples() {
+        let bytes = encode(&frame);
+        assert_eq!(decode(&bytes), Ok(frame));
+        kinds.push(bytes[5]);
+    }
+    for kind in Kind::ALL {
+        assert!(kinds.contains(&(*kind as u8)), "no sample of {kind:?}");
+    }
+}
+
+#[test]
+fn every_cut_and_every_trailing_byte_is_refused() {
+    for frame in samples() {
+        let bytes = encode(&frame);
+        for cut in 0..bytes.len() {
+            let mut short = bytes[..cut].to_vec();
+            assert!(decode(&short).is_err(), "{frame:?} cut at {cut}");
+            // Also with a length field that fits the cut (data and return may be shorter).
+            if cut >= HEADER_BYTES && !matches!(frame, Frame::Data { .. } | Frame::Return { .. }) {
+                let len = (cut - HEADER_BYTES) as u32;
+                short[12..16].copy_from_slice(&len.to_le_bytes());
+                assert!(decode(&short).is_err(), "{frame:?} cut at {cut}");
+            }
+        }
+        if !matches!(frame, Frame::Data { .. } | Frame::Return { .. }) {
+            let mut long = bytes.clone();
+            long.push(0);
+            let len = (long.len() - HEADER_BYTES) as u32;
+            long[12..16].copy_from_slice(&len.to_le_bytes());
+            assert!(decode(&long).is_err(), "{frame:?} with a trailing byte");
+        }
+    }
+}
+
+/// The bytes that let two versions refuse each other; they never change.
+#[test]
+fn the_frame_header_is_frozen() {
+    assert_eq!(encode(&Frame::Goodbye), b"vmga\x01\x0c\0\0\0\0\0\0\0\0\0\0");
+    let refuse = Frame::Refuse {
+        code: RefuseCode::Version,
+        text: "no".into(),
+    };
+    assert_eq!(
+        encode(&refuse),
+        b"vmga\x01\x03\0\0\0\0\0\0\x06\0\0\0\x01\0\x02\0no"
+    );
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut bytes = encode(&Frame::Alive);
+    bytes[4] = 9;
+    assert_eq!(decode(&bytes), Err(WireError::Version { theirs: 9 }));
+    bytes[0] = b'G';
+    assert_eq!(decode(&bytes), Err(WireError::Magic));
+}
+
+#[test]
+fn a_length_beyond_the_kinds_maximum_is_refused_before_reading() {
+    let mut header = [0; HEADER_BYTES];
+    for kind in Kind::ALL {
+        let mut bytes = Vec::new();
+        FrameHeader {
+            kind: *kind,
+            channel: 0,
+            body_len: kind.body_bytes_max() as u32 + 1,
+        }
+        .encode(&mut bytes);
+        header.copy_from_slice(&bytes);
+        assert!(matches!(
+            FrameHeader::decode(&header),
+            Err(WireError::Length { .. })
+        ));
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_do_not_panic(
+        kind in 0u8..16,
+        channel in 0u32..3,
+        body in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut bytes = b"vmga\x01".to_vec();
+        bytes.extend([kind, 0, 0]);
+        bytes.extend(channel.to_le_bytes());
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.extend(body);
+        // What decodes must encode to the same bytes: one value, one form.
+        if let Ok(frame) = decode(&bytes)
+            && !matches!(frame, Frame::Outcome { .. })
+        {
+            prop_assert_eq!(encode(&frame), bytes);
+        }
+    }
+}
