@@ -96,7 +96,7 @@ pub fn write(kind: Kind, seeds: Seeds, index: u64, generation: u32, out: &mut Pa
         Kind::Unique => noise(mix(seeds.guest, index, epoch), out),
         Kind::Compressible => text(mix(seeds.guest, index, epoch), out),
     }
-    if generation % GENERATIONS_PER_EPOCH != 0 {
+    if !generation.is_multiple_of(GENERATIONS_PER_EPOCH) {
         let seed = if kind == Kind::Same {
             seeds.group
         } else {

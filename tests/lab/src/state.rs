@@ -159,12 +159,17 @@ impl LabState {
 /// Forgets a lab that has ended.
 pub fn remove(name: &str) -> Result<()> {
     let path = state_path(name)?;
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).doing(|| format!("remove {}", path.display()))
+    for path in [path.with_extension("log"), path] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).doing(|| format!("remove {}", path.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    // Goes with the last lab; while there are others it is not empty, and stays.
+    let _ = fs::remove_dir(STATE_DIR);
+    Ok(())
 }
 
 /// Where a lab in the background writes what it has to say.
