@@ -161,7 +161,9 @@ mod tests {
             assert_eq!((address.host.as_str(), address.port), (host, port));
             assert_eq!(address.to_string().parse(), Ok(address));
         }
-        for text in ["", ":5", "b:", "b:0", "b:70000", "[b", "[b]x", "a/b", "fe80::1"] {
+        for text in [
+            "", ":5", "b:", "b:0", "b:70000", "[b", "[b]x", "a/b", "fe80::1",
+        ] {
             assert!(text.parse::<PeerAddress>().is_err(), "{text}");
         }
     }

@@ -109,10 +109,7 @@ fn config<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     }
 }
 
-fn certificates(
-    what: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let error = |error| TlsError::File {
         what,
         path: path.to_owned(),

@@ -36,7 +36,7 @@ kinds! {
     /// Source opens a session.
     Hello = 1, max BODY_BYTES_MAX;
     /// Destination accepts it.
-    Welcome = 2, max 1024;
+    Welcome = 2, max 64;
     /// Either side ends the session and says why.
     Refuse = 3, max 2048;
     /// Source: QEMU has opened a connection.

@@ -88,8 +88,6 @@ pub struct Welcome {
     pub window_budget_bytes: u64,
     /// Stream bytes a channel may have under way, before any CREDIT.
     pub channel_credit_bytes: u32,
-    /// Host name of the destination, for logs and messages.
-    pub destination_host: String,
 }
 
 impl Welcome {
@@ -97,7 +95,6 @@ impl Welcome {
         out.extend_from_slice(&self.features.to_le_bytes());
         out.extend_from_slice(&self.window_budget_bytes.to_le_bytes());
         out.extend_from_slice(&self.channel_credit_bytes.to_le_bytes());
-        put_text(out, &self.destination_host, NAME_BYTES_MAX);
     }
 
     pub(crate) fn decode_body(reader: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -105,7 +102,6 @@ impl Welcome {
             features: reader.u32("features")?,
             window_budget_bytes: reader.u64("window_budget")?,
             channel_credit_bytes: reader.u32("channel_credit")?,
-            destination_host: reader.text(NAME_BYTES_MAX, "destination_host")?.to_owned(),
         })
     }
 }

@@ -29,6 +29,8 @@ pub const STREAM_BYTES_MAX: usize = 1024 * 1024;
 pub const MEMBERS_MAX: usize = 1024;
 /// Connections of one session, over all members and all time.
 pub const CHANNELS_MAX: u32 = 65_536;
+/// Return path bytes a channel may have under way, before any CREDIT.
+pub const RETURN_CREDIT_BYTES: usize = 1024 * 1024;
 /// Names of hosts, gangs and members, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Free text in a refusal or a reset.

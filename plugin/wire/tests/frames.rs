@@ -40,7 +40,6 @@ fn samples() -> Vec<Frame<'static>> {
             features: 0,
             window_budget_bytes: 1 << 29,
             channel_credit_bytes: 1 << 23,
-            destination_host: "b".into(),
         }),
         Frame::Refuse {
             code: RefuseCode::Offer,

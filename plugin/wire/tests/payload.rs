@@ -47,7 +47,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             for i in 0..count as u64 {
                 steps.push(match step.clone() {
                     Step::Opaque(bytes) => Step::Opaque(bytes),
-                    Step::Zero(address, fill) => Step::Zero(address.saturating_add(i << 12) & !0xfff, fill),
+                    Step::Zero(address, fill) => {
+                        Step::Zero(address.saturating_add(i << 12) & !0xfff, fill)
+                    }
                     Step::Page {
                         record,
                         content,

@@ -1,0 +1,323 @@
+//! One connection that a source QEMU (or libvirtd for it) opened to us.
+//!
+//! Owns: reading the stream, having it encoded, and writing the return path back.
+//! Must not: hold more than a chunk of stream beyond what the peer granted credit for.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::timeout;
+use vmgang_dedup::Member;
+use vmgang_stream::ReturnPath;
+use vmgang_wire::{Direction, Frame};
+
+use crate::connection::HeavyFrame;
+use crate::encode::ChannelEncoder;
+use crate::gate::{CHUNK_BYTES, HELD_PAUSE, StoppedGuest, held_read_bytes};
+use crate::source::{Shared, SourceEvent};
+
+/// Room for a chunk and for the longest unit the tokenizer may leave behind.
+const BUFFER_BYTES: usize = CHUNK_BYTES + 192 * 1024;
+/// A smaller read waits a moment for company.
+const SMALL_READ_BYTES: usize = 64 * 1024;
+/// That moment.
+const COMPANY: Duration = Duration::from_millis(1);
+/// After so long without a byte, the start of a record that is not complete is sent on.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// What arrives for a channel from the peer.
+#[derive(Debug)]
+pub(crate) enum ReturnEvent {
+    Bytes(Vec<u8>),
+    Finished,
+    Reset(String),
+}
+
+/// What the session keeps of an open channel.
+#[derive(Debug, Clone)]
+pub(crate) struct ChannelPort {
+    /// Stream bytes the peer will take.
+    pub credit: Arc<Semaphore>,
+    /// Stream bytes sent and not yet credited back.
+    pub outstanding: Arc<AtomicU64>,
+    pub returns: mpsc::UnboundedSender<ReturnEvent>,
+}
+
+/// Why a channel ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelError {
+    #[error("reading the migration stream failed: {0}")]
+    Read(io::Error),
+    #[error("writing the return path failed: {0}")]
+    Write(io::Error),
+    #[error("the destination gave up the connection: {0}")]
+    Peer(String),
+    #[error("the peer session has ended")]
+    Session,
+    #[error("setting up compression failed: {0}")]
+    Encoder(io::Error),
+}
+
+/// Serves a connection to its end and reports how it ended.
+pub(crate) async fn serve(shared: Arc<Shared>, member: usize, connection: UnixStream) {
+    let (reader, writer) = connection.into_split();
+    let (channel, port, returns) = shared.open_channel(member);
+    shared.report(SourceEvent::ChannelOpened { member });
+    let stream_ended = watch::Sender::new(false);
+    let result = tokio::try_join!(
+        send_stream(&shared, member, channel, &port, reader, &stream_ended),
+        write_returns(&shared, member, channel, returns, writer, &stream_ended),
+    );
+    shared.close_channel(channel);
+    match result {
+        Ok(_) => shared.report(SourceEvent::StreamEnded { member }),
+        Err(error) => {
+            let error = error.to_string();
+            shared.queue.send(&Frame::Reset {
+                channel,
+                text: error.clone(),
+            });
+            shared.report(SourceEvent::MemberFailed { member, error });
+        }
+    }
+}
+
+async fn send_stream(
+    shared: &Arc<Shared>,
+    member: usize,
+    channel: u32,
+    port: &ChannelPort,
+    reader: OwnedReadHalf,
+    stream_ended: &watch::Sender<bool>,
+) -> Result<(), ChannelError> {
+    let mut encoder = ChannelEncoder::new(
+        channel,
+        Member(member as u16),
+        shared.key.clone(),
+        shared.techniques,
+    )
+    .map_err(ChannelError::Encoder)?;
+    let mut released = shared.gate.released(member);
+    let mut stopped: Option<StoppedGuest> = None;
+    let mut first_pass_done = false;
+    let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
+    let mut filled = 0;
+    loop {
+        let mut limit = CHUNK_BYTES;
+        if stopped.is_none() {
+            shared.gate.give_way().await;
+            if first_pass_done && shared.gate.holds(member) {
+                limit = held_read_bytes(encoder.progress(), filled);
+                // A release ends the pause; so does its sender going away.
+                let _ = timeout(HELD_PAUSE, released.wait_for(|released| *released)).await;
+                if *released.borrow() {
+                    limit = CHUNK_BYTES;
+                }
+            }
+        }
+        let end = (filled + limit).min(buffer.len());
+        let fill = fill(&reader, &mut buffer[..end], filled, stopped.is_some())
+            .await
+            .map_err(ChannelError::Read)?;
+        let flush = match fill {
+            Fill::Bytes(bytes) => {
+                filled += bytes;
+                false
+            }
+            Fill::Quiet | Fill::End => true,
+        };
+        let covered = tokio::task::block_in_place(|| encoder.chunk(&buffer[..filled], flush));
+        if covered > 0 {
+            send_chunk(shared, member, port, &mut encoder, &buffer[..covered]).await?;
+            buffer.copy_within(covered..filled, 0);
+            filled -= covered;
+        }
+        let progress = encoder.progress();
+        if progress.first_pass_done() && !first_pass_done {
+            first_pass_done = true;
+            shared.live.first_pass_done(member);
+            shared.report(SourceEvent::FirstPassDone { member });
+        }
+        if progress.guest_stopped() && stopped.is_none() {
+            stopped = Some(shared.gate.guest_stopped());
+            shared.live.guest_stopped(member);
+            shared.report(SourceEvent::GuestStopped {
+                member,
+                at: Instant::now(),
+            });
+        }
+        if matches!(fill, Fill::End) && filled == 0 {
+            shared.queue.send(&Frame::Finish { channel });
+            stream_ended.send_replace(true);
+            return Ok(());
+        }
+    }
+}
+
+async fn send_chunk(
+    shared: &Arc<Shared>,
+    member: usize,
+    port: &ChannelPort,
+    encoder: &mut ChannelEncoder,
+    bytes: &[u8],
+) -> Result<(), ChannelError> {
+    let permits = bytes.len() as u32;
+    let session_ended = |_| ChannelError::Session;
+    port.credit
+        .acquire_many(permits)
+        .await
+        .map_err(session_ended)?
+        .forget();
+    let mut backlog = shared
+        .backlog
+        .clone()
+        .acquire_many_owned(permits)
+        .await
+        .map_err(session_ended)?;
+    port.outstanding.fetch_add(bytes.len() as u64, Relaxed);
+    // From here to the fulfilled promise nothing waits and nothing fails: a place in the
+    // session's order that stays empty would end the session.
+    tokio::task::block_in_place(|| {
+        let (ordered, promise) = {
+            let mut order = shared.order();
+            (encoder.order(&mut order), shared.queue.promise())
+        };
+        let built = encoder.build(bytes, ordered);
+        shared.live.frame(
+            member,
+            &built.costs,
+            built.literal_bytes,
+            built.bytes.len() as u64,
+        );
+        // The backlog is bytes on the wire: give back what encoding saved.
+        if let Some(surplus) = (permits as usize)
+            .checked_sub(built.bytes.len())
+            .and_then(|surplus| backlog.split(surplus))
+        {
+            drop(surplus);
+        }
+        let _ = promise.send(HeavyFrame {
+            bytes: built.bytes,
+            backlog,
+        });
+    });
+    Ok(())
+}
+
+enum Fill {
+    Bytes(usize),
+    /// Nothing came for a while, and a torn record waits.
+    Quiet,
+    End,
+}
+
+/// Reads into `buffer[filled..]` what is there, waiting for something to be.
+async fn fill(
+    reader: &OwnedReadHalf,
+    buffer: &mut [u8],
+    filled: usize,
+    urgent: bool,
+) -> io::Result<Fill> {
+    let mut read = 0;
+    loop {
+        if filled + read == buffer.len() {
+            return Ok(Fill::Bytes(read));
+        }
+        match reader.try_read(&mut buffer[filled + read..]) {
+            Ok(0) if read == 0 => return Ok(Fill::End),
+            // The end is read again, on its own.
+            Ok(0) => return Ok(Fill::Bytes(read)),
+            Ok(bytes) => read += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if read >= SMALL_READ_BYTES || (urgent && read > 0) {
+                    return Ok(Fill::Bytes(read));
+                }
+                let patience = match (read > 0, filled > 0) {
+                    (true, _) => Some(COMPANY),
+                    (false, true) => Some(QUIET),
+                    (false, false) => None,
+                };
+                match patience {
+                    None => reader.readable().await?,
+                    Some(patience) => match timeout(patience, reader.readable()).await {
+                        Ok(readable) => readable?,
+                        Err(_) if read > 0 => return Ok(Fill::Bytes(read)),
+                        Err(_) => return Ok(Fill::Quiet),
+                    },
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn write_returns(
+    shared: &Arc<Shared>,
+    member: usize,
+    channel: u32,
+    mut returns: mpsc::UnboundedReceiver<ReturnEvent>,
+    mut writer: OwnedWriteHalf,
+    stream_ended: &watch::Sender<bool>,
+) -> Result<(), ChannelError> {
+    let mut released = shared.gate.released(member);
+    let mut path = ReturnPath::new(!*released.borrow());
+    let mut waiting: Vec<u8> = Vec::new();
+    let mut finished = false;
+    loop {
+        if *released.borrow() {
+            path.release();
+        }
+        let passable = path.passable(&waiting);
+        if path.ack_withheld() && shared.gate.withhold_ack(member) {
+            shared.report(SourceEvent::AckWithheld { member });
+        }
+        if passable > 0 {
+            match writer.write_all(&waiting[..passable]).await {
+                Ok(()) => {}
+                // QEMU has written all it had and left without reading the rest.
+                Err(_) if *stream_ended.borrow() => {}
+                Err(error) => return Err(ChannelError::Write(error)),
+            }
+            waiting.drain(..passable);
+            shared.queue.send(&Frame::Credit {
+                channel,
+                direction: Direction::Return,
+                bytes: passable as u32,
+            });
+        }
+        if finished {
+            // What is still withheld stays so: its destination is gone.
+            let _ = writer.shutdown().await;
+            break;
+        }
+        tokio::select! {
+            event = returns.recv() => match event {
+                Some(ReturnEvent::Bytes(bytes)) => waiting.extend_from_slice(&bytes),
+                Some(ReturnEvent::Finished) => finished = true,
+                Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
+                None => return Err(ChannelError::Session),
+            },
+            // The sender lives in `shared`; the top of the loop looks what changed.
+            _ = released.changed() => {}
+        }
+    }
+    // A destination that has hung up may still find out that it cannot take the stream.
+    let mut ended = stream_ended.subscribe();
+    loop {
+        tokio::select! {
+            event = returns.recv() => match event {
+                Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
+                Some(_) => {}
+                None => return Err(ChannelError::Session),
+            },
+            _ = ended.wait_for(|ended| *ended) => return Ok(()),
+        }
+    }
+}

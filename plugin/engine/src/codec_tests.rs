@@ -1,0 +1,260 @@
+//! Both halves of the codec together, without I/O: invariants 1, 3 and 5.
+
+use proptest::prelude::*;
+use vmgang_dedup::{DigestKey, Member, slots_in};
+use vmgang_stream::synthetic::StreamBuilder;
+use vmgang_wire::payload::Costs;
+use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES};
+
+use super::{DecodeError, Decoder};
+use crate::Techniques;
+use crate::encode::{ChannelEncoder, SessionOrder};
+
+const KEY: DigestKey = DigestKey([5; 32]);
+
+type Page = [u8; 4096];
+
+fn page(seed: u8) -> Page {
+    let mut state = u64::from(seed) + 1;
+    let mut page = [0; 4096];
+    for byte in &mut page {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        *byte = (state >> 56) as u8;
+    }
+    page
+}
+
+fn stream(pages: &[Option<u8>], dirty: &[(usize, u8)]) -> Vec<u8> {
+    let first: Vec<_> = pages.iter().map(|seed| seed.map(page)).collect();
+    let dirty: Vec<_> = dirty
+        .iter()
+        .map(|(i, seed)| (i % first.len(), page(*seed)))
+        .collect();
+    StreamBuilder::migration(&first, &dirty)
+}
+
+fn data(frame: &[u8]) -> Frame<'_> {
+    let header = FrameHeader::decode(frame.first_chunk::<HEADER_BYTES>().unwrap()).unwrap();
+    Frame::decode(&header, &frame[HEADER_BYTES..]).unwrap()
+}
+
+fn decode(decoder: &mut Decoder, frame: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    match data(frame) {
+        Frame::Data { data, .. } => decoder.decode(&data),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Sends `streams` as members of one gang, taking turns in chunks of the given sizes;
+/// returns the frames in order (with their member) and the summed costs.
+fn encode(
+    streams: &[Vec<u8>],
+    budget: u64,
+    techniques: Techniques,
+    turns: &[(usize, bool)],
+) -> Vec<(usize, Vec<u8>, Costs)> {
+    let mut order = SessionOrder::new(slots_in(budget));
+    let mut members: Vec<_> = streams
+        .iter()
+        .enumerate()
+        .map(|(i, stream)| {
+            let encoder =
+                ChannelEncoder::new(i as u32 + 1, Member(i as u16), KEY, techniques).unwrap();
+            (encoder, &stream[..], 0)
+        })
+        .collect();
+    let mut frames = Vec::new();
+    let mut turns = turns.iter().cycle();
+    while members.iter().any(|(_, rest, _)| !rest.is_empty()) {
+        for (i, (encoder, rest, unread)) in members.iter_mut().enumerate() {
+            let (size, flush) = *turns.next().unwrap();
+            *unread = (*unread + size).min(rest.len());
+            let last = *unread == rest.len();
+            let covered = encoder.chunk(&rest[..*unread], flush || last);
+            if covered == 0 {
+                continue;
+            }
+            let ordered = encoder.order(&mut order);
+            let built = encoder.build(&rest[..covered], ordered);
+            *rest = &rest[covered..];
+            *unread -= covered;
+            frames.push((i, built.bytes, built.costs));
+        }
+    }
+    frames
+}
+
+fn techniques() -> impl Strategy<Value = Techniques> {
+    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(uniform, page, zstd)| Techniques {
+        uniform,
+        page,
+        zstd,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_gang_comes_out_byte_exact_under_any_budget(
+        gang in prop::collection::vec(
+            (
+                prop::collection::vec(prop::option::of(0u8..30), 1..120),
+                prop::collection::vec((0usize..120, 0u8..30), 0..10),
+                prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            ),
+            1..4,
+        ),
+        budget_pages in 0u64..40,
+        techniques in techniques(),
+        turns in prop::collection::vec((1usize..60_000, any::<bool>()), 1..8),
+    ) {
+        let streams: Vec<_> = gang
+            .iter()
+            .map(|(pages, dirty, edits)| {
+                let mut bytes = stream(pages, dirty);
+                for (index, byte) in edits {
+                    let at = index.index(bytes.len());
+                    bytes[at] = *byte;
+                }
+                bytes
+            })
+            .collect();
+        let budget = budget_pages * 4096;
+        let frames = encode(&streams, budget, techniques, &turns);
+        let mut decoder = Decoder::new(KEY, budget).unwrap();
+        let mut out = vec![Vec::new(); streams.len()];
+        for (member, frame, _) in &frames {
+            out[*member].extend(decode(&mut decoder, frame).unwrap());
+        }
+        prop_assert!(out == streams);
+    }
+
+    #[test]
+    fn a_mutated_frame_is_an_error_or_the_same_bytes(
+        at in any::<prop::sample::Index>(),
+        flip in 1u8..=255,
+    ) {
+        let streams = [stream(&[Some(1), None, Some(2), Some(1), Some(3)], &[(2, 9)])];
+        let frames = encode(&streams, 1 << 20, Techniques::ALL, &[(1 << 20, false)]);
+        let mut frame = frames[0].1.clone();
+        // The payload and the fields of the DATA body; the header is `wire`'s business.
+        let at = HEADER_BYTES + at.index(frame.len() - HEADER_BYTES);
+        frame[at] ^= flip;
+        let header = FrameHeader::decode(frame.first_chunk::<HEADER_BYTES>().unwrap()).unwrap();
+        if let Ok(Frame::Data { data, .. }) = Frame::decode(&header, &frame[HEADER_BYTES..]) {
+            let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+            if let Ok(bytes) = decoder.decode(&data) {
+                prop_assert!(streams[0].starts_with(&bytes));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_clone_costs_next_to_nothing_and_counts_as_cross_vm() {
+    let pages: Vec<_> = (0..250u8).map(Some).collect();
+    let streams = [stream(&pages, &[]), stream(&pages, &[])];
+    let frames = encode(&streams, 1 << 30, Techniques::ALL, &[(1 << 20, false)]);
+    let of = |member| {
+        frames
+            .iter()
+            .filter(move |(m, ..)| *m == member)
+            .map(|(_, frame, _)| frame.len())
+            .sum()
+    };
+    let (first, second): (usize, usize) = (of(0), of(1));
+    assert!(second * 50 < first, "{second} of {first}");
+    let cross: u64 = frames
+        .iter()
+        .map(|(.., costs)| costs.reference[1].stream)
+        .sum();
+    let intra: u64 = frames
+        .iter()
+        .map(|(.., costs)| costs.reference[0].stream)
+        .sum();
+    assert!(cross >= 247 * 4096, "{cross}");
+    assert_eq!(intra, 0);
+}
+
+#[test]
+fn a_repeated_page_of_one_vm_counts_as_intra_vm() {
+    let streams = [stream(&[Some(1); 50], &[])];
+    let frames = encode(&streams, 1 << 30, Techniques::ALL, &[(1 << 20, false)]);
+    let intra: u64 = frames
+        .iter()
+        .map(|(.., costs)| costs.reference[0].stream)
+        .sum();
+    assert!(intra >= 49 * 4096);
+}
+
+#[test]
+fn incompressible_input_costs_less_than_a_thousandth_more() {
+    let pages: Vec<_> = (0..250u8).map(Some).collect();
+    let streams = [stream(&pages, &[])];
+    let frames = encode(&streams, 0, Techniques::ALL, &[(256 << 10, false)]);
+    let wire: usize = frames.iter().map(|(_, frame, _)| frame.len()).sum();
+    assert!(
+        wire * 1000 < streams[0].len() * 1001,
+        "{wire} of {}",
+        streams[0].len()
+    );
+}
+
+#[test]
+fn a_replayed_or_skipped_frame_is_refused() {
+    let streams = [stream(&[Some(1), Some(2)], &[])];
+    let frames = encode(&streams, 1 << 20, Techniques::ALL, &[(5000, true)]);
+    let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+    decode(&mut decoder, &frames[0].1).unwrap();
+    let again = decode(&mut decoder, &frames[0].1);
+    assert!(matches!(
+        again,
+        Err(DecodeError::Sequence {
+            expected: 1,
+            got: 0
+        })
+    ));
+}
+
+#[test]
+fn a_wrong_digest_delivers_nothing() {
+    let streams = [stream(&[Some(1)], &[])];
+    let frames = encode(&streams, 1 << 20, Techniques::NONE, &[(1 << 20, true)]);
+    let mut frame = frames[0].1.clone();
+    let last = frame.len() - 1;
+    frame[last] ^= 1;
+    let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+    assert!(matches!(
+        decode(&mut decoder, &frame),
+        Err(DecodeError::Digest)
+    ));
+}
+
+/// A few bytes that claim billions of zero records must not fill memory.
+#[test]
+fn a_decompression_bomb_stops_at_the_announced_length() {
+    let mut payload = vmgang_wire::payload::Encoder::default();
+    for i in 0..1_000_000u64 {
+        payload.zero(i << 12, 0);
+    }
+    let mut bytes = Vec::new();
+    payload.finish(&mut bytes);
+    let data = vmgang_wire::Data {
+        sequence: 0,
+        stream_len: 900,
+        digest: [0; 16],
+        zstd_raw_len: None,
+        payload: &bytes,
+    };
+    let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+    assert!(matches!(
+        decoder.decode(&data),
+        Err(DecodeError::StreamLength { announced: 900 })
+    ));
+    let data = vmgang_wire::Data {
+        sequence: 1,
+        zstd_raw_len: Some(u32::MAX),
+        ..data
+    };
+    assert!(decoder.decode(&data).is_err());
+}

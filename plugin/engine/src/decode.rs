@@ -1,0 +1,131 @@
+//! The destination half of a session: DATA frames in, verified stream bytes out.
+//!
+//! Owns: the page window, obeying the source's defines in session order.
+//! Must not: do I/O, or hand out a byte that has not been verified. Everything a peer says
+//! is bounded before memory is taken for it.
+
+use vmgang_dedup::{DigestKey, PageWindow, Slot, WindowError, slots_in};
+use vmgang_stream::rebuild;
+use vmgang_wire::payload::{Content, Operation, Operations, Place};
+use vmgang_wire::{BODY_BYTES_MAX, Data, WireError};
+
+use crate::encode::frame_digest;
+
+/// Why a frame cannot be turned back into stream bytes. Each ends the session: the two
+/// windows could differ from here on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DecodeError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    #[error("frame {got} came where frame {expected} was due")]
+    Sequence { expected: u64, got: u64 },
+    #[error("a compressed payload could not be read: {0}")]
+    Zstd(std::io::Error),
+    #[error("a frame says it stands for {announced} stream bytes and does not")]
+    StreamLength { announced: u32 },
+    #[error("the digest of the rebuilt stream does not match; nothing of it was delivered")]
+    Digest,
+}
+
+/// Decodes the DATA frames of one session.
+pub(crate) struct Decoder {
+    key: DigestKey,
+    window: PageWindow,
+    next_sequence: u64,
+    zstd: zstd::bulk::Decompressor<'static>,
+    raw: Vec<u8>,
+}
+
+impl Decoder {
+    /// A decoder whose window takes at most `window_budget_bytes`.
+    pub(crate) fn new(key: DigestKey, window_budget_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self {
+            key,
+            window: PageWindow::new(slots_in(window_budget_bytes)),
+            next_sequence: 0,
+            zstd: zstd::bulk::Decompressor::new()?,
+            raw: Vec::new(),
+        })
+    }
+
+    /// Rebuilds the stream bytes of a frame.
+    pub(crate) fn decode(&mut self, data: &Data<'_>) -> Result<Vec<u8>, DecodeError> {
+        if data.sequence != self.next_sequence {
+            return Err(DecodeError::Sequence {
+                expected: self.next_sequence,
+                got: data.sequence,
+            });
+        }
+        self.next_sequence += 1;
+        let payload = match data.zstd_raw_len {
+            None => data.payload,
+            Some(raw_len) => {
+                let raw_len = (raw_len as usize).min(BODY_BYTES_MAX);
+                self.raw.clear();
+                self.raw.reserve(raw_len);
+                self.zstd
+                    .decompress_to_buffer(data.payload, &mut self.raw)
+                    .map_err(DecodeError::Zstd)?;
+                if self.raw.len() != raw_len {
+                    return Err(DecodeError::StreamLength {
+                        announced: data.stream_len,
+                    });
+                }
+                &self.raw
+            }
+        };
+        let announced = data.stream_len as usize;
+        let wrong_length = DecodeError::StreamLength {
+            announced: data.stream_len,
+        };
+        let mut out = Vec::with_capacity(announced);
+        for operation in Operations::new(payload)? {
+            let operation = operation?;
+            if out.len() + operation.stream_len() > announced {
+                return Err(wrong_length);
+            }
+            apply(&mut self.window, &operation, &mut out)?;
+        }
+        if out.len() != announced {
+            return Err(wrong_length);
+        }
+        if frame_digest(&self.key, &out) != data.digest {
+            return Err(DecodeError::Digest);
+        }
+        Ok(out)
+    }
+}
+
+fn apply(
+    window: &mut PageWindow,
+    operation: &Operation<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), WindowError> {
+    match *operation {
+        Operation::Opaque(bytes) => out.extend_from_slice(bytes),
+        Operation::Zero { address, fill } => rebuild::zero_record(out, address, fill),
+        Operation::Page { place, content } => {
+            if let Place::Record { address } = place {
+                rebuild::page_header(out, address);
+            }
+            match content {
+                Content::Literal(page) => out.extend_from_slice(page),
+                Content::Define { slot, page } => {
+                    window.define(Slot(slot), page)?;
+                    out.extend_from_slice(page);
+                }
+                Content::Reference { slot, .. } => out.extend_from_slice(window.get(Slot(slot))?),
+                Content::Uniform { fill } => {
+                    out.resize(out.len() + vmgang_stream::PAGE_BYTES, fill);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "codec_tests.rs"]
+mod tests;

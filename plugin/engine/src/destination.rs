@@ -1,0 +1,220 @@
+//! The peer listener: sessions that other hosts open to this one.
+//!
+//! Owns: accepting, TLS, the handshake, and asking the [`DestinationHost`] whether a job
+//! may come. Must not: touch a stream; `destination_session` does.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use uuid::Uuid;
+use vmgang_wire::{Frame, Hello, RefuseCode, WireError};
+
+use crate::connection::{FrameReader, ReadError};
+use crate::destination_session;
+use crate::peer::{self, PeerName};
+use crate::tls::{Transport, certificate_names};
+use crate::{MemberOutcome, Offer, SocketOwner};
+
+/// A peer that has not said who it is after so long is hung up on.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that have not finished their handshake.
+const HANDSHAKES_MAX: usize = 64;
+
+/// What the destination grants a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Admission {
+    /// At most what the offer asks for.
+    pub window_budget_bytes: u64,
+    /// The user QEMU runs as on this host.
+    pub socket_owner: SocketOwner,
+}
+
+/// The host that jobs arrive at. Calls may block; they run on threads of their own.
+pub trait DestinationHost: Send + Sync + 'static {
+    /// Whether a job may come. The error is a sentence for the person who started it.
+    fn admit(&self, offer: &Offer, peer: &PeerName) -> Result<Admission, String>;
+    /// How a member's migration ended, if libvirt here knows.
+    fn outcome(&self, member: Uuid) -> Option<MemberOutcome>;
+    /// The session of an admitted job is over.
+    fn session_ended(&self, job: Uuid);
+}
+
+/// A listening vmgangd.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+}
+
+struct Service {
+    transport: Transport,
+    runtime_dir: PathBuf,
+    host: Arc<dyn DestinationHost>,
+}
+
+impl Listener {
+    /// Starts to listen.
+    pub async fn bind(listen: SocketAddr) -> io::Result<Self> {
+        Ok(Self {
+            listener: TcpListener::bind(listen).await?,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves peers until `shutdown`, which ends every session.
+    pub async fn serve(
+        self,
+        transport: Transport,
+        runtime_dir: PathBuf,
+        host: Arc<dyn DestinationHost>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let service = Arc::new(Service {
+            transport,
+            runtime_dir,
+            host,
+        });
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let mut sessions = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = &mut shutdown => break,
+            };
+            while sessions.try_join_next().is_some() {}
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a peer failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                tracing::warn!(peer = %address, "hung up: too many handshakes at once");
+                continue;
+            };
+            let service = service.clone();
+            sessions.spawn(async move {
+                if let Err(reason) = service.greet(stream, address, permit).await {
+                    tracing::warn!(peer = %address, %reason, "peer connection ended");
+                }
+            });
+        }
+        sessions.shutdown().await;
+    }
+}
+
+impl Service {
+    async fn greet(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        handshake: OwnedSemaphorePermit,
+    ) -> Result<(), String> {
+        peer::configure(&stream).map_err(|error| error.to_string())?;
+        let mut name = PeerName {
+            address,
+            certificate_names: Vec::new(),
+        };
+        match &self.transport {
+            Transport::Plain => self.handshake(stream, name, handshake).await,
+            Transport::Tls(identity) => {
+                let acceptor = tokio_rustls::TlsAcceptor::from(identity.server.clone());
+                let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+                    .await
+                    .map_err(|_| "no TLS handshake".to_owned())?
+                    .map_err(|error| format!("TLS handshake failed: {error}"))?;
+                let certificates = stream.get_ref().1.peer_certificates().unwrap_or(&[]);
+                name.certificate_names = certificates
+                    .first()
+                    .map(certificate_names)
+                    .unwrap_or_default();
+                self.handshake(stream, name, handshake).await
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        name: PeerName,
+        handshake: OwnedSemaphorePermit,
+    ) -> Result<(), String> {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = FrameReader::new(tokio::io::BufReader::with_capacity(64 * 1024, reader));
+        let hello = match timeout(HANDSHAKE_TIMEOUT, reader.next()).await {
+            Err(_) => return Err("no handshake".to_owned()),
+            Ok(Ok(Frame::Hello(hello))) => hello,
+            Ok(Ok(_)) => {
+                let reason = "the first frame is not a HELLO";
+                refuse(&mut writer, RefuseCode::Protocol, reason).await;
+                return Err(reason.to_owned());
+            }
+            Ok(Err(ReadError::Wire(WireError::Version { theirs }))) => {
+                refuse(
+                    &mut writer,
+                    RefuseCode::Version,
+                    &vmgang_wire::VERSION.to_string(),
+                )
+                .await;
+                return Err(format!("it speaks protocol version {theirs}"));
+            }
+            Ok(Err(error)) => return Err(error.to_string()),
+        };
+        drop(handshake);
+        match self.admit(&hello, name).await {
+            Ok(admission) => {
+                let session = destination_session::Job {
+                    hello,
+                    admission,
+                    host: self.host.clone(),
+                    runtime_dir: self.runtime_dir.clone(),
+                };
+                destination_session::run(session, reader, writer).await
+            }
+            Err(reason) => {
+                refuse(&mut writer, RefuseCode::Offer, &reason).await;
+                Err(format!("refused job {}: {reason}", hello.job))
+            }
+        }
+    }
+
+    async fn admit(&self, hello: &Hello, name: PeerName) -> Result<Admission, String> {
+        let host = self.host.clone();
+        let offer = Offer::from_hello(hello);
+        let offered = offer.window_budget_bytes;
+        let admission = tokio::task::spawn_blocking(move || host.admit(&offer, &name))
+            .await
+            .map_err(|_| "the destination daemon failed while checking the offer".to_owned())??;
+        Ok(Admission {
+            window_budget_bytes: admission.window_budget_bytes.min(offered),
+            ..admission
+        })
+    }
+}
+
+/// Says why, as far as the peer still listens.
+async fn refuse(writer: &mut (impl AsyncWrite + Unpin), code: RefuseCode, text: &str) {
+    let mut bytes = Vec::new();
+    Frame::Refuse {
+        code,
+        text: text.to_owned(),
+    }
+    .encode(&mut bytes);
+    let _ = writer.write_all(&bytes).await;
+    let _ = writer.shutdown().await;
+}

@@ -1,0 +1,128 @@
+//! Who may read how much from its QEMU right now: the barrier, its back-pressure, and the
+//! right of way of a guest that is stopped.
+//!
+//! Owns: the released state of each member. Must not: decide when to release.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use vmgang_stream::Progress;
+
+/// Most bytes read from QEMU before they are encoded.
+pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
+/// How often a held member is read from.
+pub(crate) const HELD_PAUSE: Duration = Duration::from_millis(50);
+/// What an idle held member is read at a time: ten empty passes. QEMU, blocked in its
+/// socket, then makes no more than those, instead of tens of thousands a second that would
+/// each send libvirtd an event.
+const HELD_IDLE_BYTES: usize = 180;
+/// An empty RAM section is 18 bytes; more than this unread is the start of a page.
+const EMPTY_SECTIONS_BYTES: usize = 36;
+/// Longest wait for members whose guests are stopped, so that a stuck one stops nobody.
+const RIGHT_OF_WAY: Duration = Duration::from_millis(250);
+
+/// How much to read from a held member whose first pass is done; `unread` bytes of it wait
+/// in the buffer already.
+pub(crate) fn held_read_bytes(progress: &Progress, unread: usize) -> usize {
+    if progress.tail_is_empty_part() && unread <= EMPTY_SECTIONS_BYTES {
+        HELD_IDLE_BYTES
+    } else {
+        CHUNK_BYTES
+    }
+}
+
+/// The gate of one session.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    released: Vec<watch::Sender<bool>>,
+    ack_withheld: Vec<AtomicBool>,
+    stopped: watch::Sender<usize>,
+}
+
+impl Gate {
+    /// `hold`: nobody is released yet.
+    pub(crate) fn new(members: usize, hold: bool) -> Self {
+        Self {
+            released: (0..members).map(|_| watch::Sender::new(!hold)).collect(),
+            ack_withheld: (0..members).map(|_| AtomicBool::new(false)).collect(),
+            stopped: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn release(&self, member: usize) {
+        if let Some(released) = self.released.get(member) {
+            released.send_replace(true);
+        }
+    }
+
+    pub(crate) fn release_all(&self) {
+        for released in &self.released {
+            released.send_replace(true);
+        }
+    }
+
+    /// The member's released state, to wait for.
+    pub(crate) fn released(&self, member: usize) -> watch::Receiver<bool> {
+        self.released[member].subscribe()
+    }
+
+    /// Notes that the member's SWITCHOVER_ACK waits here; true the first time.
+    pub(crate) fn withhold_ack(&self, member: usize) -> bool {
+        !self.ack_withheld[member].swap(true, Relaxed)
+    }
+
+    /// Whether the member cannot switch over because of us.
+    pub(crate) fn holds(&self, member: usize) -> bool {
+        self.ack_withheld[member].load(Relaxed) && !*self.released[member].borrow()
+    }
+
+    /// Gives this member's bytes right of way until the guard is dropped.
+    pub(crate) fn guest_stopped(self: &Arc<Self>) -> StoppedGuest {
+        self.stopped.send_modify(|count| *count += 1);
+        StoppedGuest(self.clone())
+    }
+
+    /// Lets members whose guests are stopped go first.
+    pub(crate) async fn give_way(&self) {
+        let mut stopped = self.stopped.subscribe();
+        // Either outcome means go on: the sender lives as long as `self`.
+        let _ = tokio::time::timeout(RIGHT_OF_WAY, stopped.wait_for(|count| *count == 0)).await;
+    }
+}
+
+/// While it lives, a guest of the session is stopped and waiting for its last bytes.
+#[derive(Debug)]
+pub(crate) struct StoppedGuest(Arc<Gate>);
+
+impl Drop for StoppedGuest {
+    fn drop(&mut self) {
+        self.0.stopped.send_modify(|count| *count -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmgang_stream::Tokenizer;
+    use vmgang_stream::synthetic::StreamBuilder;
+
+    #[test]
+    fn an_idle_held_member_trickles_and_a_dirty_one_flows() {
+        let mut builder = StreamBuilder::new(4096);
+        builder.begin_part().page(0, &[1; 4096]).end_ram_section();
+        let busy = builder.bytes().len();
+        for _ in 0..3 {
+            builder.begin_part().end_ram_section();
+        }
+        let mut tokenizer = Tokenizer::new();
+        tokenizer.push(&builder.bytes()[..busy], false, |_| {});
+        assert_eq!(held_read_bytes(tokenizer.progress(), 0), CHUNK_BYTES);
+        tokenizer.push(&builder.bytes()[busy..], false, |_| {});
+        assert_eq!(held_read_bytes(tokenizer.progress(), 0), HELD_IDLE_BYTES);
+        // A torn empty section does not open the tap; the start of a page does.
+        assert_eq!(held_read_bytes(tokenizer.progress(), 17), HELD_IDLE_BYTES);
+        assert_eq!(held_read_bytes(tokenizer.progress(), 100), CHUNK_BYTES);
+    }
+}

@@ -1,0 +1,552 @@
+//! The source half of a session: one job's members on their way to one peer.
+//!
+//! Owns: the handshake, the listening sockets of the members, routing of what the peer
+//! sends, and the life of all of it: when the session ends, every channel is closed, which
+//! QEMU answers by going on at the source.
+//! Must not: decide about switchover; [`SourceSession::release`] is called from outside.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::timeout;
+use vmgang_dedup::{DigestKey, slots_in};
+use vmgang_wire::{
+    CHANNELS_MAX, Direction, Frame, MEMBERS_MAX, RefuseCode, STREAM_BYTES_MAX, Welcome, WireError,
+};
+
+use crate::channel_source::{ChannelPort, ReturnEvent, serve};
+use crate::connection::{
+    BandwidthCap, FrameQueue, FrameReader, ReadError, frame_queue, write_frames,
+};
+use crate::counters::Live;
+use crate::encode::{SessionOrder, frame_digest};
+use crate::gate::Gate;
+use crate::peer::{self, Counted};
+use crate::runtime_dir::JobDir;
+use crate::{
+    MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The destination asks its libvirt before it answers.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
+/// the last pass of a stopped guest queue behind everybody else's.
+const BACKLOG_BYTES: usize = 2 * 1024 * 1024;
+
+/// What a session needs to start.
+#[derive(Debug)]
+pub struct SourceOptions {
+    pub peer: PeerAddress,
+    pub transport: Transport,
+    pub offer: Offer,
+    /// Sockets are made in `<runtime_dir>/migrate/<job>/`.
+    pub runtime_dir: PathBuf,
+    /// The user of each member's QEMU on this host, in the order of the offer's members.
+    pub socket_owners: Vec<SocketOwner>,
+    pub techniques: Techniques,
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Withhold every member's SWITCHOVER_ACK until released.
+    pub hold: bool,
+}
+
+/// Why a session could not be opened, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("cannot reach vmgangd on {peer}: {error}; is it running there, and is the port open?")]
+    Unreachable { peer: PeerAddress, error: io::Error },
+    #[error(
+        "no secure connection to vmgangd on {peer}: {error}; check the certificates of both hosts"
+    )]
+    Tls { peer: PeerAddress, error: String },
+    #[error(
+        "vmgangd on {peer} speaks protocol version {theirs}, this host speaks {ours}; install the same vmgang version on both hosts"
+    )]
+    VersionMismatch {
+        peer: PeerAddress,
+        theirs: String,
+        ours: u8,
+    },
+    #[error("vmgangd on {peer} refuses: {reason}")]
+    Refused { peer: PeerAddress, reason: String },
+    #[error("vmgangd on {peer} does not keep to the protocol: {reason}")]
+    Protocol { peer: PeerAddress, reason: String },
+    #[error("cannot make the migration sockets in {}: {error}", path.display())]
+    Sockets { path: PathBuf, error: io::Error },
+    #[error("the session with the peer has ended")]
+    Ended,
+}
+
+/// What happens in a session, by member index.
+#[derive(Debug, Clone)]
+pub enum SourceEvent {
+    /// QEMU (or libvirtd) has connected.
+    ChannelOpened { member: usize },
+    /// Every page has been sent once.
+    FirstPassDone { member: usize },
+    /// The destination is ready to switch over, and the source has not been told.
+    AckWithheld { member: usize },
+    /// The guest is stopped now: what follows is downtime.
+    GuestStopped { member: usize, at: Instant },
+    /// A connection ended in order, both ways.
+    StreamEnded { member: usize },
+    /// A connection broke.
+    MemberFailed { member: usize, error: String },
+    /// The peer is gone; every connection is closed.
+    SessionFailed { error: String },
+}
+
+/// What the tasks of a session share.
+pub(crate) struct Shared {
+    pub(crate) key: DigestKey,
+    pub(crate) techniques: Techniques,
+    pub(crate) live: Live,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) queue: FrameQueue,
+    pub(crate) backlog: Arc<Semaphore>,
+    order: Mutex<SessionOrder>,
+    channels: Mutex<HashMap<u32, ChannelPort>>,
+    next_channel: AtomicU32,
+    channel_credit_bytes: u32,
+    outcomes: Mutex<HashMap<u16, oneshot::Sender<Option<MemberOutcome>>>>,
+    events: mpsc::UnboundedSender<SourceEvent>,
+    closing: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn order(&self) -> MutexGuard<'_, SessionOrder> {
+        lock(&self.order)
+    }
+
+    pub(crate) fn report(&self, event: SourceEvent) {
+        // Nobody listening any more is nobody's trouble.
+        let _ = self.events.send(event);
+    }
+
+    /// Announces a new channel; ids reach the peer in order.
+    pub(crate) fn open_channel(
+        &self,
+        member: usize,
+    ) -> (u32, ChannelPort, mpsc::UnboundedReceiver<ReturnEvent>) {
+        let (returns, receiver) = mpsc::unbounded_channel();
+        let port = ChannelPort {
+            credit: Arc::new(Semaphore::new(self.channel_credit_bytes as usize)),
+            outstanding: Arc::new(AtomicU64::new(0)),
+            returns,
+        };
+        let mut channels = lock(&self.channels);
+        let channel = self.next_channel.fetch_add(1, Relaxed) + 1;
+        channels.insert(channel, port.clone());
+        self.queue.send(&Frame::Open {
+            channel,
+            member: member as u16,
+        });
+        (channel, port, receiver)
+    }
+
+    pub(crate) fn close_channel(&self, channel: u32) {
+        lock(&self.channels).remove(&channel);
+    }
+}
+
+/// An open session. Dropping it closes everything at once; the peer cleans up as well.
+pub struct SourceSession {
+    shared: Arc<Shared>,
+    cap: BandwidthCap,
+    sockets: Arc<JobDir>,
+    task: JoinHandle<()>,
+    abort: AbortOnDrop,
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl std::fmt::Debug for SourceSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SourceSession").finish_non_exhaustive()
+    }
+}
+
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+impl SourceSession {
+    /// Connects to the peer, agrees on the job, and listens for the members' QEMUs.
+    pub async fn connect(
+        options: SourceOptions,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), SourceError> {
+        let members = options.offer.members.len();
+        assert!(
+            members == options.socket_owners.len() && (1..=MEMBERS_MAX).contains(&members),
+            "one socket owner per member, and 1 to {MEMBERS_MAX} members"
+        );
+        let live = Live::new(members);
+        let connection = open(&options, &live).await?;
+        let key = session_key();
+        let (reader, writer) = tokio::io::split(connection);
+        let mut reader = FrameReader::new(tokio::io::BufReader::with_capacity(64 * 1024, reader));
+        let (queue, queued) = frame_queue();
+        queue.send(&Frame::Hello(options.offer.to_hello(key.0)));
+        let cap = BandwidthCap::default();
+        cap.set(options.bandwidth_bytes_per_s);
+        // The writer must run for the HELLO to leave; it ends with the session task.
+        let mut writing = tokio::spawn(write_frames(writer, queued, cap.clone()));
+        let abort_writer = AbortOnDrop(writing.abort_handle());
+        let welcome = timeout(WELCOME_TIMEOUT, welcome(&mut reader, &options.peer))
+            .await
+            .map_err(|_| SourceError::Unreachable {
+                peer: options.peer.clone(),
+                error: io::Error::new(io::ErrorKind::TimedOut, "no answer to the handshake"),
+            })??;
+        if welcome.window_budget_bytes > options.offer.window_budget_bytes
+            || (welcome.channel_credit_bytes as usize) < STREAM_BYTES_MAX
+        {
+            return Err(SourceError::Protocol {
+                peer: options.peer,
+                reason: "it grants what was not offered".to_owned(),
+            });
+        }
+
+        let sockets = JobDir::create(
+            &options.runtime_dir,
+            options.offer.job,
+            &options.socket_owners,
+        )
+        .map_err(|error| SourceError::Sockets {
+            path: options.runtime_dir.clone(),
+            error,
+        })?;
+        let sockets = Arc::new(sockets);
+        let (events, events_receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            key,
+            techniques: options.techniques,
+            live,
+            gate: Arc::new(Gate::new(members, options.hold)),
+            queue,
+            backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
+            order: Mutex::new(SessionOrder::new(slots_in(welcome.window_budget_bytes))),
+            channels: Mutex::new(HashMap::new()),
+            next_channel: AtomicU32::new(0),
+            channel_credit_bytes: welcome.channel_credit_bytes,
+            outcomes: Mutex::new(HashMap::new()),
+            events,
+            closing: AtomicBool::new(false),
+        });
+        let mut accepting = JoinSet::new();
+        for (member, owner) in options.socket_owners.iter().enumerate() {
+            let listener =
+                listen(&sockets, member, *owner).map_err(|error| SourceError::Sockets {
+                    path: sockets.socket(member),
+                    error,
+                })?;
+            accepting.spawn(accept(shared.clone(), member, *owner, listener));
+        }
+        let session = shared.clone();
+        let task = tokio::spawn(async move {
+            let _abort_writer = abort_writer;
+            let error = tokio::select! {
+                written = &mut writing => match written {
+                    Ok(Ok(())) => "this side closed the connection".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
+                },
+                error = receive(&session, &mut reader) => error,
+            };
+            // Closes every channel and listener: QEMU goes on at the source.
+            accepting.shutdown().await;
+            session.backlog.close();
+            lock(&session.channels).clear();
+            lock(&session.outcomes).clear();
+            if !session.closing.load(Relaxed) {
+                session.report(SourceEvent::SessionFailed { error });
+            }
+        });
+        Ok((
+            Self {
+                shared,
+                cap,
+                sockets,
+                abort: AbortOnDrop(task.abort_handle()),
+                task,
+            },
+            events_receiver,
+        ))
+    }
+
+    /// The URI for libvirt's `migrate_uri`: valid on both hosts, listening here already.
+    pub fn migrate_uri(&self, member: usize) -> String {
+        format!("unix://{}", self.sockets.socket(member).display())
+    }
+
+    /// Lets every member switch over: the commit point of a job.
+    pub fn release(&self) {
+        self.shared.gate.release_all();
+    }
+
+    /// Lets one member switch over.
+    pub fn release_member(&self, member: usize) {
+        self.shared.gate.release(member);
+    }
+
+    /// Caps what is written to the peer.
+    pub fn set_bandwidth(&self, bytes_per_s: Option<u64>) {
+        self.cap.set(bytes_per_s);
+    }
+
+    /// What has been moved and saved so far.
+    pub fn counters(&self) -> SessionCounters {
+        self.shared.live.snapshot()
+    }
+
+    /// Asks the destination's libvirt how a member's migration ended.
+    pub async fn member_outcome(
+        &self,
+        member: usize,
+    ) -> Result<Option<MemberOutcome>, SourceError> {
+        let (answer, answered) = oneshot::channel();
+        lock(&self.shared.outcomes).insert(member as u16, answer);
+        self.shared.queue.send(&Frame::OutcomeRequest {
+            member: member as u16,
+        });
+        match timeout(WELCOME_TIMEOUT, answered).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            _ => Err(SourceError::Ended),
+        }
+    }
+
+    /// Says goodbye to the peer, and returns the final counters once it has hung up.
+    pub async fn close(mut self) -> SessionCounters {
+        self.shared.closing.store(true, Relaxed);
+        self.shared.queue.send(&Frame::Goodbye);
+        let _ = timeout(GOODBYE_TIMEOUT, &mut self.task).await;
+        drop(self.abort);
+        self.shared.live.snapshot()
+    }
+}
+
+/// 32 bytes nobody else can guess.
+fn session_key() -> DigestKey {
+    let mut key = [0; 32];
+    for half in key.chunks_exact_mut(16) {
+        // Version 4 UUIDs carry 122 bits of the system's randomness each.
+        half.copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    }
+    DigestKey(key)
+}
+
+async fn open(options: &SourceOptions, live: &Live) -> Result<Box<dyn Connection>, SourceError> {
+    let peer = &options.peer;
+    let unreachable = |error| SourceError::Unreachable {
+        peer: peer.clone(),
+        error,
+    };
+    let connect = TcpStream::connect((peer.host.as_str(), peer.port));
+    let stream = timeout(CONNECT_TIMEOUT, connect)
+        .await
+        .map_err(|_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer")))?
+        .map_err(unreachable)?;
+    peer::configure(&stream).map_err(unreachable)?;
+    let stream = Counted::new(stream, live.wire_bytes.clone());
+    let Transport::Tls(identity) = &options.transport else {
+        return Ok(Box::new(stream));
+    };
+    let tls_error = |error: String| SourceError::Tls {
+        peer: peer.clone(),
+        error,
+    };
+    let name = ServerName::try_from(peer.host.clone())
+        .map_err(|_| tls_error(format!("`{}` is not a host name", peer.host)))?;
+    let connector = tokio_rustls::TlsConnector::from(identity.client.clone());
+    let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
+        .await
+        .map_err(|_| tls_error("no answer to the TLS handshake".to_owned()))?
+        .map_err(|error| tls_error(error.to_string()))?;
+    Ok(Box::new(stream))
+}
+
+async fn welcome(
+    reader: &mut FrameReader<impl AsyncRead + Unpin>,
+    peer: &PeerAddress,
+) -> Result<Welcome, SourceError> {
+    let protocol = |reason: String| SourceError::Protocol {
+        peer: peer.clone(),
+        reason,
+    };
+    let mismatch = |theirs: String| SourceError::VersionMismatch {
+        peer: peer.clone(),
+        theirs,
+        ours: vmgang_wire::VERSION,
+    };
+    loop {
+        return match reader.next().await {
+            Ok(Frame::Welcome(welcome)) => Ok(welcome),
+            Ok(Frame::Alive) => continue,
+            Ok(Frame::Refuse {
+                code: RefuseCode::Version,
+                text,
+            }) => Err(mismatch(text)),
+            Ok(Frame::Refuse { text, .. }) => Err(SourceError::Refused {
+                peer: peer.clone(),
+                reason: text,
+            }),
+            Ok(_) => Err(protocol(
+                "it answers the handshake with another frame".to_owned(),
+            )),
+            Err(ReadError::Wire(WireError::Version { theirs })) => {
+                Err(mismatch(theirs.to_string()))
+            }
+            // With TLS 1.3 a refused client certificate shows in the first read.
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(SourceError::Tls {
+                    peer: peer.clone(),
+                    error: format!("it does not accept this host's certificate ({error})"),
+                })
+            }
+            Err(ReadError::Io(error)) => Err(SourceError::Unreachable {
+                peer: peer.clone(),
+                error,
+            }),
+            Err(error) => Err(protocol(error.to_string())),
+        };
+    }
+}
+
+fn listen(sockets: &JobDir, member: usize, owner: SocketOwner) -> io::Result<UnixListener> {
+    let path = sockets.socket(member);
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid))?;
+    Ok(listener)
+}
+
+/// Accepts a member's connections and serves each until it ends.
+async fn accept(shared: Arc<Shared>, member: usize, owner: SocketOwner, listener: UnixListener) {
+    let mut channels = JoinSet::new();
+    loop {
+        while channels.try_join_next().is_some() {}
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                tracing::warn!(member, %error, "accepting a migration connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // libvirtd connects as root, QEMU as its own user.
+        match connection.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == owner.uid => {}
+            Ok(peer) => {
+                tracing::warn!(
+                    member,
+                    uid = peer.uid(),
+                    "refused a connection of another user"
+                );
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(member, %error, "refused a connection of an unknown user");
+                continue;
+            }
+        }
+        if shared.next_channel.load(Relaxed) >= CHANNELS_MAX {
+            tracing::warn!(member, "refused a connection: too many in this session");
+            continue;
+        }
+        channels.spawn(serve(shared.clone(), member, connection));
+    }
+}
+
+/// Routes what the peer sends; returns why that ended.
+async fn receive(shared: &Shared, reader: &mut FrameReader<impl AsyncRead + Unpin>) -> String {
+    loop {
+        let frame = match reader.next().await {
+            Ok(frame) => frame,
+            Err(error) => return error.to_string(),
+        };
+        if let Err(error) = route(shared, frame) {
+            return error;
+        }
+    }
+}
+
+fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
+    let port = |channel: u32| lock(&shared.channels).get(&channel).cloned();
+    match frame {
+        Frame::Credit {
+            channel,
+            direction: Direction::Stream,
+            bytes,
+        } => {
+            let Some(port) = port(channel) else {
+                return Ok(());
+            };
+            let granted = u64::from(bytes);
+            let outstanding = &port.outstanding;
+            if outstanding
+                .fetch_update(Relaxed, Relaxed, |bytes| bytes.checked_sub(granted))
+                .is_err()
+            {
+                return Err("the peer credits more than it was sent".to_owned());
+            }
+            port.credit.add_permits(bytes as usize);
+        }
+        Frame::Return {
+            channel,
+            digest,
+            bytes,
+        } => {
+            if frame_digest(&shared.key, bytes) != digest {
+                return Err("the digest of a return path does not match".to_owned());
+            }
+            if let Some(port) = port(channel) {
+                let _ = port.returns.send(ReturnEvent::Bytes(bytes.to_vec()));
+            }
+        }
+        Frame::Finish { channel } => {
+            if let Some(port) = port(channel) {
+                let _ = port.returns.send(ReturnEvent::Finished);
+            }
+        }
+        Frame::Reset { channel, text } => {
+            if let Some(port) = port(channel) {
+                let _ = port.returns.send(ReturnEvent::Reset(text));
+            }
+        }
+        Frame::Outcome { member, outcome } => {
+            if let Some(answer) = lock(&shared.outcomes).remove(&member) {
+                let _ = answer.send(outcome.map(MemberOutcome::from));
+            }
+        }
+        Frame::Alive => {}
+        Frame::Refuse { text, .. } => return Err(text),
+        Frame::Hello(_)
+        | Frame::Welcome(_)
+        | Frame::Open { .. }
+        | Frame::Data { .. }
+        | Frame::Credit { .. }
+        | Frame::OutcomeRequest { .. }
+        | Frame::Goodbye => return Err("the peer sent a frame that only a source sends".to_owned()),
+    }
+    Ok(())
+}
