@@ -7,27 +7,54 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::{Cache, workspace_dir};
+use crate::cache::{Cache, progress, workspace_dir};
 use crate::error::{IoContext, LabError, Result, run};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the init if its sources changed, and gives the archive that holds it.
+/// Raise when the archive's layout or the build's options change.
+const ARCHIVE_VERSION: u32 = 1;
+
+/// Finds the archive made from the present sources of the init, or builds it.
 pub(crate) fn ensure(cache: &Cache) -> Result<PathBuf> {
+    let key = sources_key(&workspace_dir().join("tests/guest"))?;
+    let path = cache.dir().join(format!("initramfs-{key}.cpio"));
+    if path.is_file() {
+        return Ok(path);
+    }
     let _lock = cache.lock()?;
-    let init = build_init(cache)?;
-    let archive = archive(&init).doing(|| "make the guests' initramfs".to_owned())?;
-    let digest = blake3::hash(&archive).to_hex();
-    let path = cache
-        .dir()
-        .join(format!("initramfs-{}.cpio", &digest[..12]));
-    if !path.exists() {
-        // Another lab may be using an older one, so each content has a name of its own.
+    if !path.is_file() {
+        progress("building the guests' init");
+        let init = build_init(cache)?;
+        let archive = archive(&init).doing(|| "make the guests' initramfs".to_owned())?;
         let partial = path.with_extension("partial");
         fs::write(&partial, &archive).doing(|| format!("write {}", partial.display()))?;
         fs::rename(&partial, &path).doing(|| format!("rename {}", partial.display()))?;
     }
     Ok(path)
+}
+
+/// A name for the content of the guest's crate. Running labs keep the archive they started with.
+fn sources_key(package: &Path) -> Result<String> {
+    let mut files = vec![package.join("Cargo.toml")];
+    let sources = package.join("src");
+    for entry in fs::read_dir(&sources).doing(|| format!("read {}", sources.display()))? {
+        files.push(
+            entry
+                .doing(|| format!("read {}", sources.display()))?
+                .path(),
+        );
+    }
+    files.sort();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&ARCHIVE_VERSION.to_le_bytes());
+    for file in files {
+        let content = fs::read(&file).doing(|| format!("read {}", file.display()))?;
+        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+        hasher.update(&(content.len() as u64).to_le_bytes());
+        hasher.update(&content);
+    }
+    Ok(hasher.finalize().to_hex()[..12].to_owned())
 }
 
 fn build_init(cache: &Cache) -> Result<Vec<u8>> {
@@ -99,6 +126,21 @@ fn archive(init: &[u8]) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changed_sources_are_another_archive() {
+        let package = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            fs::write(package.path().join(name), text).expect("a file");
+        };
+        fs::create_dir(package.path().join("src")).expect("a directory");
+        write("Cargo.toml", "[package]");
+        write("src/main.rs", "fn main() {}");
+        let before = sources_key(package.path()).expect("a key");
+        assert_eq!(before, sources_key(package.path()).expect("a key"));
+        write("src/main.rs", "fn main() { }");
+        assert_ne!(before, sources_key(package.path()).expect("a key"));
+    }
 
     #[test]
     fn the_archive_holds_an_executable_init_and_a_console() {

@@ -99,6 +99,19 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Starts a lab, does the work in it and ends it; keeps the hosts' logs when the work fails.
+    pub fn scope<T, E: From<LabError>>(
+        options: &LabOptions,
+        work: impl FnOnce(&Lab) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let lab = Lab::start(options)?;
+        let result = work(&lab);
+        if result.is_err() {
+            lab.keep_logs();
+        }
+        result
+    }
+
     /// Builds what is not in the cache and starts nothing.
     pub fn prepare(options: &LabOptions) -> Result<()> {
         check(options)?;
@@ -258,7 +271,7 @@ impl Drop for Lab {
 }
 
 impl Lab {
-    /// Keeps the logs of a lab whose test failed.
+    /// Keeps the logs of a lab whose test failed, in `$VMGANG_LAB_LOGS` or the cache's `logs`.
     fn keep_logs(&self) {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
