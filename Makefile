@@ -1,0 +1,52 @@
+# What people type. Every target does its own set-up and is safe to run twice.
+PREFIX  ?= /usr
+DESTDIR ?=
+CARGO   ?= cargo
+# `CARGO_TARGET_DIR` moves everything that is built, the lab's cache included.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
+# What the lab lays over its hosts' roots: exactly what `make install` installs.
+export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build install test lint unit lab-test demo bench deny stage
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: ## Debian packages that building needs (nothing else is put on the machine)
+	@sh packaging/setup.sh
+
+build: setup ## vmgang and vmgangd, optimised
+	$(CARGO) build --release --locked -p vmgang-service -p vmgang-cli
+
+include packaging/install.mk
+
+stage: build
+	@rm -rf "$(VMGANG_INSTALL_TREE)"
+	@$(MAKE) --no-print-directory install DESTDIR="$(VMGANG_INSTALL_TREE)" PREFIX=/usr >/dev/null
+
+lint: setup ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# cargo-nextest gives one summary for everything and runs each test in a process of its own;
+# without it, plain `cargo test` runs the same tests.
+test: stage lint ## everything: unit, property, session and lab tests with real VMs
+	$(CARGO) build --locked -p vmgang-lab --bins
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    $(CARGO) nextest run --workspace --locked; \
+	else \
+	    $(CARGO) test --workspace --locked --exclude vmgang-lab --exclude vmgang-e2e && \
+	    $(CARGO) test --locked -p vmgang-lab -p vmgang-e2e -- --test-threads=1; \
+	fi
+
+demo: stage ## four guests move together from one host to another, beside stock virsh
+	$(CARGO) run --release --locked -q -p vmgang-bench --bin demo
+
+bench: stage ## the table of docs/benchmarks.md, all contenders in one run
+	$(CARGO) run --release --locked -q -p vmgang-bench --bin bench
+
+deny: ## licences and advisories of the dependencies
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check

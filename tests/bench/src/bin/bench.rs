@@ -1,0 +1,67 @@
+//! `make bench`: all contenders, interleaved, several times; raw JSON and a table.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use vmgang_bench::contender::Contender;
+use vmgang_bench::gang;
+use vmgang_bench::measure::there_and_back;
+use vmgang_bench::table::markdown;
+use vmgang_e2e::install_tree;
+use vmgang_lab::{Lab, LabOptions, parse_rate};
+
+#[derive(Parser)]
+#[command(about = "Moves one gang with every contender, interleaved")]
+struct Arguments {
+    /// Times each contender moves the gang.
+    #[arg(long, default_value_t = 5)]
+    repetitions: usize,
+    /// Link between the hosts, such as 100mbit or 1gbit, or none.
+    #[arg(long, default_value = "1gbit")]
+    link: String,
+    /// Memory of each guest in MiB.
+    #[arg(long, default_value_t = 512)]
+    memory: u64,
+    /// Write the single measurements here, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let link = parse_rate(&arguments.link)?;
+    let options = LabOptions {
+        install_tree: Some(install_tree()?),
+        ..LabOptions::default()
+    };
+    let mut moves = Vec::new();
+    Lab::scope(&options, |lab| {
+        gang::boot(lab.host("a")?, arguments.memory)?;
+        for round in 0..arguments.repetitions {
+            // Each round begins with another contender: nobody is always first.
+            for turn in 0..Contender::ALL.len() {
+                let contender = Contender::ALL[(round + turn) % Contender::ALL.len()];
+                let moved = there_and_back(lab, contender, link)?;
+                eprintln!(
+                    "round {} {}: {:.1} s, {:.0} MB, downtimes {:?} ms",
+                    round + 1,
+                    contender.title(),
+                    moved.seconds,
+                    moved.link_bytes as f64 / 1e6,
+                    moved.downtime_ms
+                );
+                moves.push(moved);
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    let order = |title: &str| Contender::ALL.iter().position(|c| c.title() == title);
+    moves.sort_by_key(|moved| order(&moved.contender));
+    if let Some(path) = arguments.json {
+        std::fs::write(&path, serde_json::to_vec_pretty(&moves)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("{}", markdown(&moves));
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! One measured move.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use vmgang_e2e::{expect_running, verify_all};
+use vmgang_lab::{Host, Lab};
+
+use crate::contender::Contender;
+use crate::gang::GUESTS;
+
+/// What a move took.
+#[derive(Debug, Clone, Serialize)]
+pub struct Move {
+    pub contender: String,
+    pub seconds: f64,
+    /// Both directions on the source's interface, all headers included.
+    pub link_bytes: u64,
+    /// As libvirt on the destination tells, in the order of the gang.
+    pub downtime_ms: Vec<u64>,
+}
+
+impl Move {
+    /// Mean of the guests' downtimes.
+    pub fn downtime_mean_ms(&self) -> f64 {
+        self.downtime_ms.iter().sum::<u64>() as f64 / self.downtime_ms.len() as f64
+    }
+
+    /// Longest of the guests' downtimes.
+    pub fn downtime_max_ms(&self) -> u64 {
+        self.downtime_ms.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// Moves the gang from a to b, has every guest check its memory there, and brings it back
+/// (over an unlimited link, unmeasured) to where the next contender starts.
+pub fn there_and_back(lab: &Lab, contender: Contender, link: Option<u64>) -> Result<Move> {
+    let moved = there(lab, contender, link)?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    lab.shape(None)?;
+    Contender::StockParallel.migrate(b, a)?;
+    expect_running(a, &GUESTS)?;
+    Ok(moved)
+}
+
+/// Moves the gang from a to b and has every guest check its memory there.
+pub fn there(lab: &Lab, contender: Contender, link: Option<u64>) -> Result<Move> {
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    lab.shape(link)?;
+    let before = a.net_counters()?;
+    let start = Instant::now();
+    contender.migrate(a, b)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let after = a.net_counters()?;
+    let downtime_ms = GUESTS
+        .iter()
+        .map(|guest| downtime_ms(b, guest))
+        .collect::<Result<_>>()?;
+    expect_running(b, &GUESTS)?;
+    verify_all(b, &GUESTS)?;
+    Ok(Move {
+        contender: contender.title().to_owned(),
+        seconds,
+        link_bytes: after.tx_bytes - before.tx_bytes + after.rx_bytes - before.rx_bytes,
+        downtime_ms,
+    })
+}
+
+fn downtime_ms(host: &Host, guest: &str) -> Result<u64> {
+    let info = host.virsh(&["domjobinfo", guest, "--completed"])?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("Total downtime:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .with_context(|| format!("no downtime of {guest} in {info:?}"))
+}
