@@ -142,7 +142,11 @@ fn an_installed_daemon_can_be_started_killed_and_found() -> Result<()> {
     let sbin = tree.path().join("usr/sbin");
     fs::create_dir_all(&sbin)?;
     let program = sbin.join("vmgangd");
-    fs::write(&program, "#!/bin/sh\necho it runs: $*\nsleep 1000\n")?;
+    // It waits without a child, which would bear its name for a moment.
+    fs::write(
+        &program,
+        "#!/bin/sh\n[ -p /tmp/never ] || mkfifo /tmp/never\necho it runs: $*\nread word </tmp/never\n",
+    )?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     let lab = Lab::start(&LabOptions {
         hosts: vec!["a".to_owned()],
