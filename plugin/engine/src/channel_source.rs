@@ -62,6 +62,8 @@ pub(crate) enum ChannelError {
     Session,
     #[error("setting up compression failed: {0}")]
     Encoder(io::Error),
+    #[error("the source QEMU ended its stream before the guest was stopped")]
+    CutShort,
 }
 
 /// Serves a connection to its end and reports how it ended.
@@ -75,17 +77,27 @@ pub(crate) async fn serve(shared: Arc<Shared>, member: usize, connection: UnixSt
         write_returns(&shared, member, channel, returns, writer, &stream_ended),
     );
     shared.close_channel(channel);
-    match result {
-        Ok(_) => shared.report(SourceEvent::StreamEnded { member }),
+    let error = match result {
+        Ok((Ending { cut_short: false }, ())) => {
+            return shared.report(SourceEvent::StreamEnded { member });
+        }
+        Ok((Ending { cut_short: true }, ())) => ChannelError::CutShort.to_string(),
         Err(error) => {
-            let error = error.to_string();
+            let text = error.to_string();
             shared.queue.send(&Frame::Reset {
                 channel,
-                text: error.clone(),
+                text: text.clone(),
             });
-            shared.report(SourceEvent::MemberFailed { member, error });
+            text
         }
-    }
+    };
+    shared.report(SourceEvent::MemberFailed { member, error });
+}
+
+/// How a stream ended that was read to its end.
+struct Ending {
+    /// QEMU gave up: a migration that succeeds stops the guest first.
+    cut_short: bool,
 }
 
 async fn send_stream(
@@ -95,7 +107,7 @@ async fn send_stream(
     port: &ChannelPort,
     reader: OwnedReadHalf,
     stream_ended: &watch::Sender<bool>,
-) -> Result<(), ChannelError> {
+) -> Result<Ending, ChannelError> {
     let mut encoder = ChannelEncoder::new(
         channel,
         Member(member as u16),
@@ -155,7 +167,9 @@ async fn send_stream(
         if matches!(fill, Fill::End) && filled == 0 {
             shared.queue.send(&Frame::Finish { channel });
             stream_ended.send_replace(true);
-            return Ok(());
+            return Ok(Ending {
+                cut_short: progress.begun() && !progress.guest_stopped(),
+            });
         }
     }
 }

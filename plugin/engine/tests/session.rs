@@ -368,7 +368,10 @@ async fn a_qemu_that_does_not_read_stops_only_its_own_channel() {
     assert!(arrived == bytes);
     // And the stuck one is bounded by its credit and the kernel's socket buffer.
     let taken = session.counters().members[0].qemu_stream_bytes;
-    assert!(taken <= (8 << 20) + (512 << 10) && taken < total, "{taken} of {total}");
+    assert!(
+        taken <= (8 << 20) + (512 << 10) && taken < total,
+        "{taken} of {total}"
+    );
     writer.abort();
 }
 
@@ -440,6 +443,36 @@ async fn a_destination_qemu_that_dies_fails_only_its_member() {
             .unwrap()
             == bytes
     );
+    session.close().await;
+}
+
+/// `virsh domjobabort` on a member: its QEMU simply closes. That must not look like a member
+/// that is done, or the barrier would let the others go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_ends_before_the_guest_stopped_is_a_failure() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let mut options = pair.options(1, Transport::Plain);
+    options.hold = true;
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let qemu = pair.destination_qemu(0);
+    let destination = tokio::spawn(async move { swallow(qemu, &ACK).await });
+    let mut source = pair.source_qemu(&session, 0).await;
+    let mut builder = StreamBuilder::new(4 * 4096);
+    builder.begin_part().page(0, &page(1)).end_ram_section();
+    source.write_all(builder.bytes()).await.unwrap();
+    drop(source);
+    let end = event(&mut events, |e| {
+        matches!(
+            e,
+            SourceEvent::StreamEnded { .. } | SourceEvent::MemberFailed { .. }
+        )
+    })
+    .await;
+    assert!(
+        matches!(end, SourceEvent::MemberFailed { member: 0, .. }),
+        "{end:?}"
+    );
+    assert!(destination.await.unwrap() == builder.bytes());
     session.close().await;
 }
 

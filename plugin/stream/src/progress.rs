@@ -10,6 +10,7 @@ const BLOCKS_MAX: usize = 1024;
 /// What the stream has told about the migration so far.
 #[derive(Debug, Default)]
 pub struct Progress {
+    begun: bool,
     blocks: Vec<Box<[u8]>>,
     current: Option<usize>,
     last_address: Option<u64>,
@@ -23,6 +24,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// This is a migration stream: its file header was read. (Other connections of QEMU,
+    /// multifd channels for one, have none.)
+    pub fn begun(&self) -> bool {
+        self.begun
+    }
+
     /// Every page has been sent at least once.
     pub fn first_pass_done(&self) -> bool {
         self.first_pass_done
@@ -52,6 +59,10 @@ impl Progress {
     /// Page records seen.
     pub fn page_records(&self) -> u64 {
         self.page_records
+    }
+
+    pub(crate) fn begins(&mut self) {
+        self.begun = true;
     }
 
     pub(crate) fn declare_block(&mut self, name: &[u8]) {

@@ -222,6 +222,7 @@ impl Tokenizer {
         if known < record::FILE_HEADER.len() {
             return None;
         }
+        self.progress.begins();
         self.state = State::Sections;
         Some(Unit::Skip(known))
     }
