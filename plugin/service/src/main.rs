@@ -1,1 +1,34 @@
-fn main(){}
+//! vmgangd: migrates gangs of virtual machines as one job. Reads its arguments and configuration,
+//! sets up the log, and runs the daemon.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use vmgang_service::config::Config;
+
+/// Migrates gangs of virtual machines as one job.
+#[derive(Parser)]
+#[command(name = "vmgangd", version)]
+struct Arguments {
+    /// Configuration file [default: /etc/vmgang/vmgang.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    // Times are journald's to add.
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("VMGANG_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let config = Config::load(arguments.config.as_deref())?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(vmgang_service::daemon::run(config))
+}

@@ -1,0 +1,324 @@
+//! `/etc/vmgang/vmgang.toml`: every key, its default, and errors that name file, line and key.
+//! Reads the file; loading what it points to (certificates) is the daemon's business.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use vmgang_engine::TlsFiles;
+
+/// Where the configuration is looked for when no file is named.
+pub const DEFAULT_PATH: &str = "/etc/vmgang/vmgang.toml";
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the peer listener waits for other hosts.
+    pub listen: SocketAddr,
+    pub runtime_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub libvirt_uri: String,
+    pub tls: TlsConfig,
+    /// Certificate names, with `*` as a wildcard; empty means any our authority signed.
+    pub allow_peers: Vec<String>,
+    pub window_budget: WindowBudget,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from(([0u16; 8], vmgang_engine::DEFAULT_PORT)),
+            runtime_dir: "/run/vmgang".into(),
+            state_dir: "/var/lib/vmgang".into(),
+            libvirt_uri: "qemu:///system".into(),
+            tls: TlsConfig::default(),
+            allow_peers: Vec::new(),
+            window_budget: WindowBudget::Auto,
+        }
+    }
+}
+
+/// `tls = true` (libvirt's own certificates), `tls = false`, or a table of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsConfig {
+    Off,
+    On(TlsPaths),
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        TlsConfig::On(TlsPaths::default())
+    }
+}
+
+/// The certificates that `qemu+tls` uses, unless other files are named.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsPaths {
+    pub ca: PathBuf,
+    pub server_certificate: PathBuf,
+    pub server_key: PathBuf,
+    pub client_certificate: PathBuf,
+    pub client_key: PathBuf,
+}
+
+impl Default for TlsPaths {
+    fn default() -> Self {
+        TlsPaths {
+            ca: "/etc/pki/CA/cacert.pem".into(),
+            server_certificate: "/etc/pki/libvirt/servercert.pem".into(),
+            server_key: "/etc/pki/libvirt/private/serverkey.pem".into(),
+            client_certificate: "/etc/pki/libvirt/clientcert.pem".into(),
+            client_key: "/etc/pki/libvirt/private/clientkey.pem".into(),
+        }
+    }
+}
+
+impl TlsPaths {
+    pub fn files(&self) -> TlsFiles {
+        TlsFiles {
+            ca: self.ca.clone(),
+            server_certificate: self.server_certificate.clone(),
+            server_key: self.server_key.clone(),
+            client_certificate: self.client_certificate.clone(),
+            client_key: self.client_key.clone(),
+        }
+    }
+
+    /// The files that are not there.
+    pub fn missing(&self) -> Vec<&Path> {
+        [
+            &self.ca,
+            &self.server_certificate,
+            &self.server_key,
+            &self.client_certificate,
+            &self.client_key,
+        ]
+        .into_iter()
+        .filter(|path| !path.exists())
+        .map(PathBuf::as_path)
+        .collect()
+    }
+}
+
+impl<'de> Deserialize<'de> for TlsConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TlsVisitor;
+        impl<'de> Visitor<'de> for TlsVisitor {
+            type Value = TlsConfig;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, or a table of certificate files")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<TlsConfig, E> {
+                Ok(if on {
+                    TlsConfig::default()
+                } else {
+                    TlsConfig::Off
+                })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TlsConfig, A::Error> {
+                TlsPaths::deserialize(de::value::MapAccessDeserializer::new(map)).map(TlsConfig::On)
+            }
+        }
+        deserializer.deserialize_any(TlsVisitor)
+    }
+}
+
+/// How much memory a job's page window may use on each of the two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowBudget {
+    /// A quarter of this host's memory.
+    Auto,
+    Bytes(u64),
+}
+
+/// Less is of no use to a window.
+pub const WINDOW_BUDGET_MIN_BYTES: u64 = 64 << 20;
+
+impl WindowBudget {
+    pub fn bytes(self, memory_total_bytes: u64) -> u64 {
+        match self {
+            WindowBudget::Auto => memory_total_bytes / 4,
+            WindowBudget::Bytes(bytes) => bytes,
+        }
+        .max(WINDOW_BUDGET_MIN_BYTES)
+    }
+}
+
+impl<'de> Deserialize<'de> for WindowBudget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BudgetVisitor;
+        impl Visitor<'_> for BudgetVisitor {
+            type Value = WindowBudget;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "\"auto\", a number of bytes, or a size such as \"2GiB\" (at least 64MiB)",
+                )
+            }
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<WindowBudget, E> {
+                u64::try_from(bytes)
+                    .ok()
+                    .filter(|bytes| *bytes >= WINDOW_BUDGET_MIN_BYTES)
+                    .map(WindowBudget::Bytes)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Signed(bytes), &self))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<WindowBudget, E> {
+                if text == "auto" {
+                    return Ok(WindowBudget::Auto);
+                }
+                parse_size(text)
+                    .filter(|bytes| *bytes >= WINDOW_BUDGET_MIN_BYTES)
+                    .map(WindowBudget::Bytes)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(BudgetVisitor)
+    }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(scale)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {error}", path.display())]
+    Read {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("the configuration {} is not valid: {error}", path.display())]
+    Invalid {
+        path: PathBuf,
+        error: toml::de::Error,
+    },
+}
+
+impl Config {
+    /// Reads `path`, or the default file if none is named; the latter may be absent.
+    pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(file) {
+            Ok(text) => Config::parse(&text).map_err(|error| ConfigError::Invalid {
+                path: file.to_owned(),
+                error,
+            }),
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Config::default())
+            }
+            Err(error) => Err(ConfigError::Read {
+                path: file.to_owned(),
+                error,
+            }),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Config, toml::de::Error> {
+        toml::from_str(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(Config::parse("").expect("valid"), Config::default());
+        assert_eq!(Config::default().listen.to_string(), "[::]:16520");
+    }
+
+    #[test]
+    fn the_packaged_file_is_the_default() {
+        let text = include_str!("../../../packaging/vmgang.toml");
+        assert_eq!(Config::parse(text).expect("valid"), Config::default());
+        // Each commented key must be a real one with its default.
+        let uncommented: String = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("#"))
+            .filter(|line| !line.starts_with(' ') && !line.is_empty())
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert!(uncommented.contains("listen"), "{uncommented}");
+        assert_eq!(
+            Config::parse(&uncommented).expect(&uncommented),
+            Config::default()
+        );
+    }
+
+    #[test]
+    fn every_key_can_be_set() {
+        let config = Config::parse(
+            "listen = '192.0.2.1:1'\nruntime_dir = '/r'\nstate_dir = '/s'\n\
+             libvirt_uri = 'qemu:///session'\nallow_peers = ['*.example.org']\n\
+             window_budget = '2GiB'\n[tls]\nca = '/ca.pem'\n",
+        )
+        .expect("valid");
+        assert_eq!(config.window_budget, WindowBudget::Bytes(2 << 30));
+        let TlsConfig::On(paths) = config.tls else {
+            panic!("tls is on");
+        };
+        assert_eq!(paths.ca, Path::new("/ca.pem"));
+        assert_eq!(paths.client_key, TlsPaths::default().client_key);
+        assert_eq!(
+            Config::parse("tls = false").expect("valid").tls,
+            TlsConfig::Off
+        );
+        assert_eq!(
+            Config::parse("tls = true").expect("valid").tls,
+            TlsConfig::default()
+        );
+        assert_eq!(
+            Config::parse("window_budget = 134217728")
+                .expect("valid")
+                .window_budget,
+            WindowBudget::Bytes(128 << 20)
+        );
+    }
+
+    #[test]
+    fn errors_name_line_and_key() {
+        for (text, expected) in [
+            ("\nlissten = 'x'", "lissten"),
+            ("\nlisten = 5", "listen"),
+            ("\n[tls]\ncacert = 'x'", "cacert"),
+            ("\ntls = 'yes'", "table of certificate files"),
+            ("\nwindow_budget = '2GB'", "2GB"),
+            ("\nwindow_budget = '1MiB'", "at least 64MiB"),
+            ("\nwindow_budget = -1", "at least 64MiB"),
+        ] {
+            let error = Config::parse(text).expect_err(text).to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(
+                error.contains("line 2") || error.contains("line 3"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/no/such.toml"))).expect_err("absent");
+        assert!(error.to_string().contains("/no/such.toml"));
+    }
+
+    #[test]
+    fn the_budget_follows_the_memory() {
+        assert_eq!(WindowBudget::Auto.bytes(8 << 30), 2 << 30);
+        assert_eq!(WindowBudget::Auto.bytes(0), WINDOW_BUDGET_MIN_BYTES);
+    }
+}

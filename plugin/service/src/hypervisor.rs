@@ -1,0 +1,158 @@
+//! The libvirt side of this host, as the service needs it: a trait, so that everything above it
+//! is tested without libvirt, and the real thing.
+//!
+//! All calls but `migrate`'s future block: use [`ask`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uuid::Uuid;
+use vmgang_libvirt::{
+    DomainInfo, Host, JobStats, LibvirtError, Membership, MigrateOptions, Migration, QemuUser,
+};
+
+use crate::error::ServiceError;
+
+/// libvirt's verdict about one migration, when it comes.
+pub type Verdict = Pin<Box<dyn Future<Output = Result<(), LibvirtError>> + Send>>;
+
+/// What preflight wants to know of the destination's libvirt.
+#[derive(Debug, Clone)]
+pub struct DestinationInfo {
+    pub host_uuid: Option<Uuid>,
+    pub domains: Vec<DomainInfo>,
+}
+
+/// One host's libvirt.
+pub trait Hypervisor: Send + Sync + 'static {
+    fn hostname(&self) -> Result<String, LibvirtError>;
+    fn host_uuid(&self) -> Result<Uuid, LibvirtError>;
+    fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError>;
+    fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError>;
+    fn set_membership(
+        &self,
+        uuid: Uuid,
+        membership: Option<&Membership>,
+    ) -> Result<(), LibvirtError>;
+    /// The user QEMU runs as unless a domain says otherwise.
+    fn qemu_user(&self) -> Result<QemuUser, LibvirtError>;
+    fn domain_qemu_user(&self, uuid: Uuid) -> Result<QemuUser, LibvirtError>;
+    fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
+    fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
+    /// Opens the destination's libvirt and looks around.
+    fn inspect_destination(&self, uri: &str) -> Result<DestinationInfo, LibvirtError>;
+    /// Starts migrating one domain in a thread of its own.
+    fn migrate(
+        &self,
+        uuid: Uuid,
+        name: &str,
+        options: MigrateOptions,
+    ) -> Result<Verdict, LibvirtError>;
+    fn abort_job(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+}
+
+/// Asks the hypervisor without blocking the caller's task.
+pub async fn ask<T: Send + 'static>(
+    hypervisor: &Arc<dyn Hypervisor>,
+    question: impl FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let hypervisor = hypervisor.clone();
+    match tokio::task::spawn_blocking(move || question(&*hypervisor)).await {
+        Ok(answer) => Ok(answer?),
+        Err(error) => Err(ServiceError::Internal(format!(
+            "a call to libvirt ended without an answer ({error}); see the log of vmgangd"
+        ))),
+    }
+}
+
+/// The libvirt daemon at one URI, connected anew when the connection is lost.
+pub struct Libvirt {
+    uri: String,
+    host: Mutex<Option<Host>>,
+}
+
+impl Libvirt {
+    pub fn new(uri: &str) -> Libvirt {
+        Libvirt {
+            uri: uri.to_owned(),
+            host: Mutex::new(None),
+        }
+    }
+
+    fn host(&self) -> Result<Host, LibvirtError> {
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = host.as_ref()
+            && open.is_alive()
+        {
+            return Ok(open.clone());
+        }
+        let opened = Host::open(&self.uri)?;
+        *host = Some(opened.clone());
+        Ok(opened)
+    }
+}
+
+impl Hypervisor for Libvirt {
+    fn hostname(&self) -> Result<String, LibvirtError> {
+        self.host()?.hostname()
+    }
+
+    fn host_uuid(&self) -> Result<Uuid, LibvirtError> {
+        self.host()?.uuid()
+    }
+
+    fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError> {
+        self.host()?.domains()
+    }
+
+    fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError> {
+        self.host()?.domain_by_uuid(uuid)
+    }
+
+    fn set_membership(
+        &self,
+        uuid: Uuid,
+        membership: Option<&Membership>,
+    ) -> Result<(), LibvirtError> {
+        self.host()?.set_membership(uuid, membership)
+    }
+
+    fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
+        self.host()?.qemu_user()
+    }
+
+    fn domain_qemu_user(&self, uuid: Uuid) -> Result<QemuUser, LibvirtError> {
+        self.host()?.domain_qemu_user(uuid)
+    }
+
+    fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
+        self.host()?.running_job(uuid)
+    }
+
+    fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
+        self.host()?.completed_job(uuid)
+    }
+
+    fn inspect_destination(&self, uri: &str) -> Result<DestinationInfo, LibvirtError> {
+        let destination = Host::open(uri)?;
+        Ok(DestinationInfo {
+            host_uuid: destination.uuid().ok(),
+            domains: destination.domains()?,
+        })
+    }
+
+    fn migrate(
+        &self,
+        uuid: Uuid,
+        name: &str,
+        options: MigrateOptions,
+    ) -> Result<Verdict, LibvirtError> {
+        let migration = Migration::start(&self.uri, uuid, name, options)?;
+        Ok(Box::pin(migration.wait()))
+    }
+
+    fn abort_job(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        vmgang_libvirt::abort_job(&self.uri, uuid)
+    }
+}

@@ -1,0 +1,272 @@
+//! A job as others see it: its members, state and figures, and how to stop it.
+//! Owns shared state only; the driver writes it, the bus reads it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+use vmgang_libvirt::DomainInfo;
+
+use crate::error::ServiceError;
+use crate::history::Record;
+use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
+
+/// What the driver can be told while it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    Abort,
+    SetBandwidth(Option<u64>),
+}
+
+/// Where one member stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberState {
+    /// Its wave has not begun.
+    Waiting,
+    Copying,
+    /// Every page was sent once; it waits for the others.
+    Held,
+    /// Its guest is stopped on the source.
+    Switching,
+    Migrated,
+    Source,
+    Failed,
+}
+
+impl MemberState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MemberState::Waiting => "waiting",
+            MemberState::Copying => "copying",
+            MemberState::Held => "held",
+            MemberState::Switching => "switching",
+            MemberState::Migrated => "migrated",
+            MemberState::Source => "source",
+            MemberState::Failed => "failed",
+        }
+    }
+}
+
+impl From<DomainOutcome> for MemberState {
+    fn from(outcome: DomainOutcome) -> Self {
+        match outcome {
+            DomainOutcome::Migrated => MemberState::Migrated,
+            DomainOutcome::Source => MemberState::Source,
+            DomainOutcome::Failed => MemberState::Failed,
+        }
+    }
+}
+
+/// A member's progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberView {
+    pub name: String,
+    pub uuid: Uuid,
+    pub memory_bytes: u64,
+    pub state: MemberState,
+    /// libvirt's figures: how much there is, and how much is left in this pass.
+    pub total_bytes: u64,
+    pub remaining_bytes: u64,
+    pub iterations: u64,
+    pub qemu_stream_bytes: u64,
+    pub wire_bytes: u64,
+}
+
+/// Everything about a job that changes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobView {
+    pub state: JobState,
+    pub members: Vec<MemberView>,
+    pub bytes: Bytes,
+    pub switchover_spread_ms: Option<u64>,
+    /// Some member could not be held, so the gang's barrier was not exact.
+    pub barrier_approximate: bool,
+    /// Set once, at the end.
+    pub report: Option<Report>,
+}
+
+/// One job, running or ended.
+pub struct Job {
+    pub id: String,
+    pub gang: Option<String>,
+    pub destination: String,
+    pub started_unix_s: u64,
+    started: Option<Instant>,
+    view: Mutex<JobView>,
+    /// Counts changes, for whoever publishes them.
+    changes: watch::Sender<u64>,
+    control: Option<mpsc::UnboundedSender<Control>>,
+}
+
+impl Job {
+    /// A job that starts now, and the driver's end of its control channel.
+    pub fn start(
+        id: Uuid,
+        gang: Option<&str>,
+        destination: &str,
+        members: &[DomainInfo],
+    ) -> (Job, mpsc::UnboundedReceiver<Control>) {
+        let (control, receiver) = mpsc::unbounded_channel();
+        let members = members
+            .iter()
+            .map(|domain| MemberView {
+                name: domain.name.clone(),
+                uuid: domain.uuid,
+                memory_bytes: domain.memory_bytes,
+                state: MemberState::Waiting,
+                total_bytes: 0,
+                remaining_bytes: 0,
+                iterations: 0,
+                qemu_stream_bytes: 0,
+                wire_bytes: 0,
+            })
+            .collect();
+        let job = Job {
+            id: id.simple().to_string(),
+            gang: gang.map(str::to_owned),
+            destination: destination.to_owned(),
+            started_unix_s: unix_seconds(),
+            started: Some(Instant::now()),
+            view: Mutex::new(JobView {
+                state: JobState::Preparing,
+                members,
+                bytes: Bytes::default(),
+                switchover_spread_ms: None,
+                barrier_approximate: false,
+                report: None,
+            }),
+            changes: watch::Sender::new(0),
+            control: Some(control),
+        };
+        (job, receiver)
+    }
+
+    /// A job from the history.
+    pub fn ended(record: Record) -> Job {
+        let report = record.report;
+        let members = report
+            .domains
+            .iter()
+            .map(|domain| MemberView {
+                name: domain.name.clone(),
+                uuid: domain.uuid,
+                memory_bytes: 0,
+                state: domain.state.into(),
+                total_bytes: 0,
+                remaining_bytes: 0,
+                iterations: domain.iterations.unwrap_or(0),
+                qemu_stream_bytes: domain.qemu_stream_bytes,
+                wire_bytes: domain.wire_bytes,
+            })
+            .collect();
+        Job {
+            id: report.job.clone(),
+            gang: report.gang.clone(),
+            destination: report.destination.clone(),
+            started_unix_s: record.started_unix_s,
+            started: None,
+            view: Mutex::new(JobView {
+                state: report.state,
+                members,
+                bytes: report.bytes.clone(),
+                switchover_spread_ms: report.switchover_spread_ms,
+                barrier_approximate: false,
+                report: Some(report),
+            }),
+            changes: watch::Sender::new(0),
+            control: None,
+        }
+    }
+
+    pub fn view(&self) -> JobView {
+        self.lock().clone()
+    }
+
+    pub fn state(&self) -> JobState {
+        self.lock().state
+    }
+
+    /// Time since the start, or the whole time once ended.
+    pub fn elapsed(&self) -> Duration {
+        match (&self.lock().report, self.started) {
+            (Some(report), _) => Duration::from_millis(report.elapsed_ms),
+            (None, Some(started)) => started.elapsed(),
+            (None, None) => Duration::ZERO,
+        }
+    }
+
+    /// Changes the view and wakes those who watch it.
+    pub fn update(&self, change: impl FnOnce(&mut JobView)) {
+        change(&mut self.lock());
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Wakes at every change; check [`JobState::ended`] to know when to stop.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Tells the driver something; refused once the job has ended.
+    pub fn control(&self, control: Control) -> Result<(), ServiceError> {
+        let ended = || {
+            ServiceError::JobEnded(format!(
+                "the job {} has ended ({}); see `vmgang history {}`",
+                self.id,
+                self.state().as_str(),
+                self.id
+            ))
+        };
+        let sender = self.control.as_ref().ok_or_else(ended)?;
+        sender.send(control).map_err(|_| ended())
+    }
+
+    /// The record of a job that still runs: every member is on the source.
+    pub fn running_record(&self) -> Record {
+        let view = self.lock();
+        let domains = view
+            .members
+            .iter()
+            .map(|member| DomainReport {
+                name: member.name.clone(),
+                uuid: member.uuid,
+                state: if member.state == MemberState::Migrated {
+                    DomainOutcome::Migrated
+                } else {
+                    DomainOutcome::Source
+                },
+                elapsed_ms: 0,
+                downtime_ms: None,
+                iterations: None,
+                qemu_stream_bytes: member.qemu_stream_bytes,
+                wire_bytes: member.wire_bytes,
+                error: None,
+            })
+            .collect();
+        Record {
+            started_unix_s: self.started_unix_s,
+            report: Report {
+                job: self.id.clone(),
+                gang: self.gang.clone(),
+                destination: self.destination.clone(),
+                state: JobState::Running,
+                error: None,
+                elapsed_ms: 0,
+                switchover_spread_ms: None,
+                bytes: view.bytes.clone(),
+                domains,
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, JobView> {
+        // A panic while holding the lock leaves plain figures, which are fine to read.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

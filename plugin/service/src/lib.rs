@@ -1,0 +1,27 @@
+//! vmgangd as a library, so that tests can serve its D-Bus surface without a daemon.
+//!
+//! Owns: requests from the bus, gangs, jobs, the gang's barrier, and whom to admit as a peer.
+//! Must not: touch guest bytes (the engine's), or libvirt other than through `vmgang-libvirt`.
+//!
+//! Path of a request: `bus` -> `request` -> `coordinator` (preflight) -> `driver` (with
+//! `barrier` deciding) -> `report` -> `history`.
+
+pub mod barrier;
+pub mod bus;
+pub mod config;
+pub mod coordinator;
+pub mod daemon;
+pub mod destination;
+pub mod driver;
+pub mod error;
+pub mod gangs;
+pub mod history;
+pub mod hypervisor;
+pub mod job;
+pub mod jobs;
+pub mod memory;
+mod outcome;
+pub mod peers;
+pub mod report;
+pub mod request;
+pub mod tunnel;

@@ -1,0 +1,99 @@
+//! Where a member is after its migration has ended, and what the migration cost its guest.
+//! Asks libvirt and the peer; never guesses: what is not known is said to be unknown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+use vmgang_libvirt::{DomainInfo, DomainState};
+
+use crate::hypervisor::{Hypervisor, ask};
+use crate::report::DomainOutcome;
+use crate::tunnel::Session;
+
+/// libvirt resumes a guest right after a cancelled migration; this is how long it may take.
+const RESUME_TRIES: u32 = 20;
+const RESUME_INTERVAL: Duration = Duration::from_millis(100);
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Measured {
+    pub downtime_ms: Option<u64>,
+    pub iterations: Option<u64>,
+}
+
+/// Downtime and iterations of a member that migrated: from the destination's libvirt, else from
+/// this one's (which has them only if the domain is persistent here).
+pub async fn measured(
+    hypervisor: &Arc<dyn Hypervisor>,
+    session: &dyn Session,
+    member: usize,
+    uuid: Uuid,
+) -> Measured {
+    let asked = tokio::time::timeout(PEER_TIMEOUT, session.member_outcome(member)).await;
+    let there = match asked {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the peer could not tell a member's outcome");
+            None
+        }
+        Err(_) => None,
+    };
+    let mut measured = there.map_or(Measured::default(), |outcome| Measured {
+        downtime_ms: outcome.downtime_ms,
+        iterations: outcome.iterations,
+    });
+    if (measured.downtime_ms.is_none() || measured.iterations.is_none())
+        && let Ok(here) = ask(hypervisor, move |hypervisor| hypervisor.completed_job(uuid)).await
+    {
+        measured.downtime_ms = measured.downtime_ms.or(here.downtime_ms);
+        measured.iterations = measured.iterations.or(here.iterations);
+    }
+    measured
+}
+
+/// Where a member is that did not migrate. `error` is what went wrong with it, if anything.
+pub async fn after_failure(
+    hypervisor: &Arc<dyn Hypervisor>,
+    domain: &DomainInfo,
+    error: Option<String>,
+) -> (DomainOutcome, Option<String>) {
+    let uuid = domain.uuid;
+    let mut unknown = String::new();
+    for attempt in 0..RESUME_TRIES {
+        if attempt > 0 {
+            tokio::time::sleep(RESUME_INTERVAL).await;
+        }
+        let asked = ask(hypervisor, move |hypervisor| hypervisor.domain(uuid)).await;
+        unknown = match asked {
+            // As it was before: a guest the user had paused stays paused.
+            Ok(now) if now.active() && now.state == domain.state => {
+                return (DomainOutcome::Source, error);
+            }
+            Ok(now) if now.state == DomainState::Running => return (DomainOutcome::Source, error),
+            Ok(now) if now.active() => format!(
+                "the guest is {} on this host; `virsh resume {}` lets it go on",
+                now.state.as_str(),
+                domain.name
+            ),
+            Ok(now) => {
+                unknown = format!(
+                    "the domain is {} on this host; look for it on the destination before starting it here",
+                    now.state.as_str()
+                );
+                break;
+            }
+            Err(crate::error::ServiceError::UnknownDomain(_)) => {
+                unknown = "the domain is not on this host any more; look for it on the destination"
+                    .into();
+                break;
+            }
+            Err(asked) => format!("its state is not known: {}", asked.sentence()),
+        };
+    }
+    let text = match error {
+        Some(error) => format!("{error}; {unknown}"),
+        None => unknown,
+    };
+    (DomainOutcome::Failed, Some(text))
+}

@@ -1,0 +1,422 @@
+//! The D-Bus surface as a client sees it, with jobs run end to end against a scripted host:
+//! no bus daemon, no libvirt, no peer.
+
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod common;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use common::{Fake, Rig, Script, domain};
+use vmgang_libvirt::MetadataError;
+use zbus::{OwnedObjectPath, OwnedVariant, Proxy, Variant};
+
+const URI: &str = "qemu+tls://b/system";
+type Options<'a> = HashMap<&'a str, Variant<'a>>;
+
+impl Rig {
+    async fn manager(&self) -> Proxy<'_> {
+        zbus::proxy::Builder::new(&self.client)
+            .destination("org.vmgang.VMGang1")
+            .path("/org/vmgang/VMGang1")
+            .interface("org.vmgang.Manager1")
+            .build()
+            .await
+            .expect("a proxy")
+    }
+
+    async fn job(&self, path: &OwnedObjectPath) -> Proxy<'_> {
+        zbus::proxy::Builder::new(&self.client)
+            .destination("org.vmgang.VMGang1")
+            .path(path.clone())
+            .interface("org.vmgang.Job1")
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await
+            .expect("a proxy")
+    }
+
+    async fn migrate(
+        &self,
+        gang: &str,
+        uri: &str,
+        options: Options<'_>,
+    ) -> zbus::Result<OwnedObjectPath> {
+        self.manager()
+            .await
+            .call("Migrate", &(gang, uri, options))
+            .await
+    }
+
+    /// The job's report, once there is one.
+    async fn report(&self, path: &OwnedObjectPath) -> serde_json::Value {
+        let job = self.job(path).await;
+        for _ in 0..500 {
+            let result: String = job.get_property("Result").await.expect("a result");
+            if !result.is_empty() {
+                return serde_json::from_str(&result).expect("JSON");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the job does not end");
+    }
+}
+
+fn error_of<T: std::fmt::Debug>(result: zbus::Result<T>) -> (String, String) {
+    match result.expect_err("refused") {
+        zbus::Error::MethodError(name, text, _) => (name.to_string(), text.unwrap_or_default()),
+        other => panic!("not a named error: {other:?}"),
+    }
+}
+
+fn names(report: &serde_json::Value, field: &str) -> Vec<String> {
+    let domains = report["domains"].as_array().expect("domains");
+    domains
+        .iter()
+        .map(|d| d[field].as_str().unwrap_or("-").to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_gang_is_made_shown_and_unmade() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good), ("vm2", Script::Good)])).await;
+    rig.fake.push(domain("off", false));
+    let mut broken = domain("broken", true);
+    broken.membership = Err(MetadataError {
+        domain: "broken".into(),
+        reason: "bad order".into(),
+        gang: Some("db".into()),
+    });
+    rig.fake.push(broken);
+    let manager = rig.manager().await;
+
+    let changed: Vec<String> = manager
+        .call("AddToGang", &("web", vec!["vm1", "off"]))
+        .await
+        .expect("adds");
+    assert_eq!(changed, ["vm1", "off"]);
+    let changed: Vec<String> = manager
+        .call("AddToGang", &("web", vec!["vm1"]))
+        .await
+        .expect("is in it already");
+    assert!(changed.is_empty());
+
+    type Listed = (Vec<(String, u32, u32)>, Vec<(String, String)>);
+    let (gangs, problems): Listed = manager.call("ListGangs", &()).await.expect("lists");
+    assert_eq!(gangs, [("web".to_owned(), 1, 2)]);
+    assert_eq!(problems[0].0, "broken");
+    let members: Vec<(String, String, String, i64, u64, bool)> =
+        manager.call("GetGang", &"web").await.expect("there");
+    let states: Vec<_> = members
+        .iter()
+        .map(|m| (m.0.as_str(), m.2.as_str(), m.3))
+        .collect();
+    assert_eq!(states, [("off", "shut off", -1), ("vm1", "running", -1)]);
+
+    let other: zbus::Result<Vec<String>> = manager.call("AddToGang", &("db", vec!["vm1"])).await;
+    let (name, text) = error_of(other);
+    assert_eq!(name, "org.vmgang.Error.AlreadyInGang");
+    assert!(text.contains("vmgang gang remove web vm1"), "{text}");
+    let unknown: zbus::Result<Vec<String>> =
+        manager.call("AddToGang", &("web", vec!["vm2", "x"])).await;
+    assert_eq!(error_of(unknown).0, "org.vmgang.Error.UnknownDomain");
+    let (gangs, _): Listed = manager.call("ListGangs", &()).await.expect("lists");
+    assert_eq!(gangs[0].2, 2, "a refused call changes nothing");
+
+    let changed: Vec<String> = manager
+        .call("RemoveFromGang", &("db", vec!["broken"]))
+        .await
+        .expect("repairs");
+    assert_eq!(changed, ["broken"]);
+    let _: Vec<String> = manager
+        .call("RemoveFromGang", &("web", vec!["vm1", "off"]))
+        .await
+        .expect("removes");
+    let gone: zbus::Result<zbus::message::Body> = manager
+        .call_method("GetGang", &"web")
+        .await
+        .map(|m| m.body());
+    assert_eq!(error_of(gone).0, "org.vmgang.Error.UnknownGang");
+}
+
+#[tokio::test]
+async fn bad_input_gets_a_named_error_and_no_job() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good)])).await;
+    rig.fake.push(domain("off", false));
+    let manager = rig.manager().await;
+    let _: Vec<String> = manager
+        .call("AddToGang", &("dead", vec!["off"]))
+        .await
+        .expect("adds");
+    let all = || Options::from([("all", Variant::from(true))]);
+    let cases = [
+        ("nope", URI, Options::new(), "UnknownGang", "nope"),
+        ("dead", URI, Options::new(), "NoRunningMember", "dead"),
+        (
+            "",
+            "qemu:///system",
+            all(),
+            "InvalidDestination",
+            "no host part",
+        ),
+        (
+            "",
+            "qemu+tls://myself/system",
+            all(),
+            "InvalidDestination",
+            "this host itself",
+        ),
+        (
+            "",
+            "qemu+tls://unreachable/system",
+            all(),
+            "DestinationUnreachable",
+            "no route",
+        ),
+        (
+            "",
+            URI,
+            Options::from([("domains", Variant::from(vec!["x"]))]),
+            "UnknownDomain",
+            "x",
+        ),
+        (
+            "",
+            URI,
+            Options::from([("postcopy", Variant::from(true))]),
+            "InvalidOption",
+            "nothing to migrate",
+        ),
+        (
+            "dead",
+            URI,
+            Options::from([("postcopy", Variant::from(true))]),
+            "InvalidOption",
+            "postcopy",
+        ),
+    ];
+    for (gang, uri, options, error, expected) in cases {
+        let (name, text) = error_of(rig.migrate(gang, uri, options).await);
+        assert_eq!(name, format!("org.vmgang.Error.{error}"), "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(rig.coordinator.jobs().is_empty());
+    assert_eq!(rig.fake.active_names(), ["vm1"]);
+    // Nothing stays reserved either.
+    let job = rig.migrate("", URI, all()).await.expect("starts");
+    assert_eq!(rig.report(&job).await["state"], "completed");
+}
+
+#[tokio::test]
+async fn missing_certificates_refuse_the_migration_only() {
+    let mut fake = Fake::new(&[("vm1", Script::Good)]);
+    fake.transport = Err("there is no /etc/pki/CA/cacert.pem".into());
+    let rig = Rig::new(fake).await;
+    let refused = rig
+        .migrate("", URI, Options::from([("all", Variant::from(true))]))
+        .await;
+    let (name, text) = error_of(refused);
+    assert_eq!(name, "org.vmgang.Error.TlsFailed");
+    assert!(text.contains("cacert.pem"), "{text}");
+}
+
+#[tokio::test]
+async fn a_gang_migrates_as_one_and_is_reported() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good), ("vm2", Script::Good)])).await;
+    let manager = rig.manager().await;
+    let _: Vec<String> = manager
+        .call("AddToGang", &("web", vec!["vm1", "vm2"]))
+        .await
+        .expect("adds");
+    let job = rig
+        .migrate("web", URI, Options::new())
+        .await
+        .expect("starts");
+    let report = rig.report(&job).await;
+    assert_eq!(report["state"], "completed");
+    assert_eq!(report["gang"], "web");
+    assert_eq!(report["error"], serde_json::Value::Null);
+    assert_eq!(names(&report, "name"), ["vm1", "vm2"]);
+    assert_eq!(names(&report, "state"), ["migrated", "migrated"]);
+    assert_eq!(report["domains"][0]["downtime_ms"], 7);
+    assert_eq!(
+        report["domains"][0]["iterations"], 4,
+        "from the source's own statistics"
+    );
+    assert!(report["switchover_spread_ms"].is_u64());
+    assert_eq!(report["bytes"]["saved"]["compression"], -100);
+
+    let proxy = rig.job(&job).await;
+    let statistics: HashMap<String, OwnedVariant> =
+        proxy.get_property("Statistics").await.expect("statistics");
+    assert_eq!(
+        u64::try_from(statistics["wire"].try_clone().expect("plain")).expect("t"),
+        300
+    );
+    let progress: HashMap<String, OwnedVariant> =
+        proxy.get_property("Progress").await.expect("progress");
+    assert!(progress.contains_key("members") && progress.contains_key("elapsed_ms"));
+
+    // It stays known, also to a daemon started later.
+    let id = report["job"].as_str().expect("an id");
+    assert_eq!(job.as_str(), format!("/org/vmgang/jobs/{id}"));
+    assert!(
+        rig.state_dir
+            .path()
+            .join(format!("jobs/{id}.json"))
+            .exists()
+    );
+    let (name, _) = error_of(proxy.call::<_, _, ()>("Abort", &()).await);
+    assert_eq!(name, "org.vmgang.Error.JobEnded");
+    type Line = (OwnedObjectPath, String, String, String, String, u64);
+    let jobs: Vec<Line> = manager.call("ListJobs", &()).await.expect("lists");
+    assert_eq!(
+        (jobs[0].2.as_str(), jobs[0].4.as_str()),
+        ("web", "completed")
+    );
+}
+
+#[tokio::test]
+async fn one_that_cannot_migrate_keeps_all_on_the_source() {
+    let rig = Rig::new(Fake::new(&[
+        ("vm1", Script::Good),
+        ("vm2", Script::Refused),
+    ]))
+    .await;
+    let all = Options::from([("all", Variant::from(true))]);
+    let report = rig
+        .report(&rig.migrate("", URI, all).await.expect("starts"))
+        .await;
+    assert_eq!(report["state"], "failed");
+    assert_eq!(names(&report, "state"), ["source", "source"]);
+    assert!(
+        report["error"].as_str().is_some_and(|e| e.contains("vm2")),
+        "{report}"
+    );
+    assert_eq!(report["domains"][0]["error"], serde_json::Value::Null);
+    assert_eq!(rig.fake.active_names(), ["vm1", "vm2"]);
+}
+
+#[tokio::test]
+async fn with_continue_the_rest_migrates() {
+    let rig = Rig::new(Fake::new(&[
+        ("vm1", Script::Good),
+        ("vm2", Script::Refused),
+    ]))
+    .await;
+    let options = Options::from([
+        ("all", Variant::from(true)),
+        ("on-failure", Variant::from("continue")),
+    ]);
+    let report = rig
+        .report(&rig.migrate("", URI, options).await.expect("starts"))
+        .await;
+    assert_eq!(report["state"], "partial");
+    assert_eq!(names(&report, "state"), ["migrated", "source"]);
+}
+
+#[tokio::test]
+async fn abort_and_timeout_bring_everybody_back() {
+    let rig = Rig::new(Fake::new(&[
+        ("vm1", Script::Good),
+        ("vm2", Script::NeverReady),
+    ]))
+    .await;
+    let all = || Options::from([("all", Variant::from(true))]);
+    let job = rig.migrate("", URI, all()).await.expect("starts");
+    let (name, text) = error_of(rig.migrate("", URI, all()).await);
+    assert_eq!(name, "org.vmgang.Error.Busy");
+    assert!(text.contains("vmgang abort"), "{text}");
+    let proxy = rig.job(&job).await;
+    let () = proxy.call("SetBandwidth", &50u64).await.expect("capped");
+    let () = proxy.call("Abort", &()).await.expect("aborts");
+    let report = rig.report(&job).await;
+    assert_eq!(report["state"], "aborted");
+    assert_eq!(names(&report, "state"), ["source", "source"]);
+
+    let mut options = all();
+    options.insert("timeout", Variant::from(1u64));
+    let report = rig
+        .report(&rig.migrate("", URI, options).await.expect("starts"))
+        .await;
+    assert_eq!(report["state"], "failed");
+    assert!(
+        report["error"].as_str().is_some_and(|e| e.contains("1 s")),
+        "{report}"
+    );
+    assert_eq!(rig.fake.active_names(), ["vm1", "vm2"]);
+}
+
+#[tokio::test]
+async fn a_large_gang_goes_in_waves() {
+    let names: Vec<String> = (0..15).map(|n| format!("vm{n:02}")).collect();
+    let domains: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), Script::Good))
+        .collect();
+    let rig = Rig::new(Fake::new(&domains)).await;
+    let all = Options::from([("all", Variant::from(true))]);
+    let report = rig
+        .report(&rig.migrate("", URI, all).await.expect("starts"))
+        .await;
+    assert_eq!(report["state"], "completed");
+    assert_eq!(report["domains"].as_array().map(Vec::len), Some(15));
+    assert_eq!(*rig.fake.most_at_once.lock().expect("lock"), 12);
+}
+
+#[tokio::test]
+async fn stopping_the_daemon_aborts_what_runs() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::NeverReady)])).await;
+    let all = || Options::from([("all", Variant::from(true))]);
+    let job = rig.migrate("", URI, all()).await.expect("starts");
+    rig.coordinator.shutdown().await;
+    assert_eq!(rig.report(&job).await["state"], "aborted");
+    assert_eq!(
+        error_of(rig.migrate("", URI, all()).await).0,
+        "org.vmgang.Error.Busy"
+    );
+}
+
+#[tokio::test]
+async fn object_manager_shows_jobs_and_changes_are_announced() {
+    use zbus::fdo::{ObjectManagerProxy, PropertiesProxy};
+    let rig = Rig::new(Fake::new(&[("vm1", Script::NeverReady)])).await;
+    let all = Options::from([("all", Variant::from(true))]);
+    let path = rig.migrate("", URI, all).await.expect("starts");
+    let objects = ObjectManagerProxy::new(&rig.client, "org.vmgang.VMGang1", "/org/vmgang")
+        .await
+        .expect("a proxy")
+        .get_managed_objects()
+        .await
+        .expect("objects");
+    let job = &objects[&path]["org.vmgang.Job1"];
+    assert!(job.contains_key("Progress") && job.contains_key("Statistics"));
+
+    let properties = PropertiesProxy::new(&rig.client, "org.vmgang.VMGang1", path.clone())
+        .await
+        .expect("a proxy");
+    let mut changes = properties
+        .receive_properties_changed()
+        .await
+        .expect("a stream");
+    let () = rig
+        .job(&path)
+        .await
+        .call("Abort", &())
+        .await
+        .expect("aborts");
+    let last = async {
+        use futures_util::StreamExt;
+        loop {
+            let signal = changes.next().await.expect("a change");
+            let args = signal.args().expect("arguments");
+            let state = args.changed_properties["State"].to_string();
+            if state.contains("aborted") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), last)
+        .await
+        .expect("announced");
+}

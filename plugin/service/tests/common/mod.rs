@@ -1,0 +1,354 @@
+//! A host and a peer without libvirt or a network: what the tests of this crate serve the
+//! D-Bus surface with. Records what it is asked; behaves as each test scripts it.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+use vmgang_engine::{
+    MemberCounters, MemberOutcome, Saved, SessionCounters, SourceError, SourceEvent, SourceOptions,
+    Transport,
+};
+use vmgang_libvirt::{
+    DomainInfo, DomainState, Failure, JobStats, LibvirtError, Membership, MigrateOptions, QemuUser,
+};
+use vmgang_service::bus;
+use vmgang_service::coordinator::{Coordinator, Parts};
+use vmgang_service::history::History;
+use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
+use vmgang_service::peers::Peers;
+use vmgang_service::tunnel::{BoxFuture, Opened, Session, Tunnel};
+use zbus::Connection;
+
+/// How one domain behaves when it is migrated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Script {
+    /// Gets ready, waits for the release, migrates.
+    Good,
+    /// libvirt refuses it at once.
+    Refused,
+    /// Copies for ever; only an abort ends it.
+    NeverReady,
+}
+
+/// A scripted host. Clones share what changes.
+#[derive(Clone)]
+pub struct Fake {
+    domains: Arc<Mutex<Vec<DomainInfo>>>,
+    scripts: HashMap<String, Script>,
+    /// The newest session, as both halves of the fake see it.
+    wires: Arc<Mutex<Option<Wires>>>,
+    pub most_at_once: Arc<Mutex<usize>>,
+    running: Arc<Mutex<usize>>,
+    pub transport: Result<(), String>,
+}
+
+#[derive(Clone)]
+struct Wires {
+    events: mpsc::UnboundedSender<SourceEvent>,
+    released: watch::Sender<Vec<bool>>,
+    aborted: watch::Sender<Vec<bool>>,
+    members: Vec<Uuid>,
+}
+
+pub fn domain(name: &str, active: bool) -> DomainInfo {
+    DomainInfo {
+        name: name.into(),
+        uuid: Uuid::new_v4(),
+        id: active.then_some(1),
+        state: if active {
+            DomainState::Running
+        } else {
+            DomainState::ShutOff
+        },
+        persistent: true,
+        memory_bytes: 1 << 30,
+        membership: Ok(None),
+    }
+}
+
+impl Fake {
+    pub fn new(domains: &[(&str, Script)]) -> Fake {
+        Fake {
+            domains: Arc::new(Mutex::new(
+                domains.iter().map(|(name, _)| domain(name, true)).collect(),
+            )),
+            scripts: domains.iter().map(|(n, s)| ((*n).to_owned(), *s)).collect(),
+            wires: Arc::default(),
+            most_at_once: Arc::default(),
+            running: Arc::default(),
+            transport: Ok(()),
+        }
+    }
+
+    pub fn push(&self, domain: DomainInfo) {
+        self.domains.lock().expect("lock").push(domain);
+    }
+
+    pub fn active_names(&self) -> Vec<String> {
+        let domains = self.domains.lock().expect("lock");
+        domains
+            .iter()
+            .filter(|d| d.active())
+            .map(|d| d.name.clone())
+            .collect()
+    }
+}
+
+impl Hypervisor for Fake {
+    fn hostname(&self) -> Result<String, LibvirtError> {
+        Ok("a".into())
+    }
+    fn host_uuid(&self) -> Result<Uuid, LibvirtError> {
+        Ok(Uuid::from_u128(1))
+    }
+    fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError> {
+        Ok(self.domains.lock().expect("lock").clone())
+    }
+    fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError> {
+        let domains = self.domains.lock().expect("lock");
+        domains
+            .iter()
+            .find(|d| d.uuid == uuid)
+            .cloned()
+            .ok_or(LibvirtError::NoSuchDomain {
+                domain: uuid.to_string(),
+            })
+    }
+    fn set_membership(&self, uuid: Uuid, member: Option<&Membership>) -> Result<(), LibvirtError> {
+        let mut domains = self.domains.lock().expect("lock");
+        if let Some(domain) = domains.iter_mut().find(|d| d.uuid == uuid) {
+            domain.membership = Ok(member.cloned());
+        }
+        Ok(())
+    }
+    fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
+        Ok(QemuUser { uid: 0, gid: 0 })
+    }
+    fn domain_qemu_user(&self, _: Uuid) -> Result<QemuUser, LibvirtError> {
+        self.qemu_user()
+    }
+    fn running_job(&self, _: Uuid) -> Result<JobStats, LibvirtError> {
+        Ok(JobStats::default())
+    }
+    fn completed_job(&self, _: Uuid) -> Result<JobStats, LibvirtError> {
+        Ok(JobStats {
+            iterations: Some(4),
+            ..JobStats::default()
+        })
+    }
+    fn inspect_destination(&self, uri: &str) -> Result<DestinationInfo, LibvirtError> {
+        if uri.contains("unreachable") {
+            return Err(LibvirtError::Connect {
+                uri: uri.into(),
+                failure: Failure {
+                    code: 38,
+                    message: "no route".into(),
+                },
+            });
+        }
+        let same = uri.contains("myself");
+        Ok(DestinationInfo {
+            host_uuid: Some(Uuid::from_u128(if same { 1 } else { 2 })),
+            domains: Vec::new(),
+        })
+    }
+    fn migrate(
+        &self,
+        uuid: Uuid,
+        name: &str,
+        options: MigrateOptions,
+    ) -> Result<Verdict, LibvirtError> {
+        assert!(
+            options.migrate_uri.starts_with("unix:///fake/"),
+            "{options:?}"
+        );
+        let script = self.scripts[name];
+        let name = name.to_owned();
+        let wires = self
+            .wires
+            .lock()
+            .expect("lock")
+            .clone()
+            .expect("a session is open");
+        let member = wires
+            .members
+            .iter()
+            .position(|m| *m == uuid)
+            .expect("offered");
+        let fake = self.clone();
+        let failed = move |message: &str| LibvirtError::Domain {
+            action: "migrate",
+            domain: name.clone(),
+            failure: Failure {
+                code: 1,
+                message: message.into(),
+            },
+        };
+        Ok(Box::pin(async move {
+            if script == Script::Refused {
+                return Err(failed("this domain cannot be migrated"));
+            }
+            {
+                let mut running = fake.running.lock().expect("lock");
+                *running += 1;
+                let mut most = fake.most_at_once.lock().expect("lock");
+                *most = (*most).max(*running);
+            }
+            let event = |event| wires.events.send(event).is_ok();
+            event(SourceEvent::ChannelOpened { member });
+            if script == Script::Good {
+                event(SourceEvent::FirstPassDone { member });
+                event(SourceEvent::AckWithheld { member });
+            }
+            let mut released = wires.released.subscribe();
+            let mut aborted = wires.aborted.subscribe();
+            let result = tokio::select! {
+                _ = released.wait_for(|released| released[member]) => {
+                    event(SourceEvent::GuestStopped { member, at: Instant::now() });
+                    event(SourceEvent::StreamEnded { member });
+                    let mut domains = fake.domains.lock().expect("lock");
+                    let domain = domains.iter_mut().find(|d| d.uuid == uuid).expect("there");
+                    domain.id = None;
+                    domain.state = DomainState::ShutOff;
+                    Ok(())
+                }
+                _ = aborted.wait_for(|aborted| aborted[member]) => Err(failed("canceled by client")),
+            };
+            *fake.running.lock().expect("lock") -= 1;
+            result
+        }))
+    }
+    fn abort_job(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let wires = self
+            .wires
+            .lock()
+            .expect("lock")
+            .clone()
+            .expect("a session is open");
+        let member = wires
+            .members
+            .iter()
+            .position(|m| *m == uuid)
+            .expect("offered");
+        wires.aborted.send_modify(|aborted| aborted[member] = true);
+        Ok(())
+    }
+}
+
+struct FakeTunnel(Fake);
+
+struct FakeSession(Wires);
+
+impl Tunnel for FakeTunnel {
+    fn connect(&self, options: SourceOptions) -> BoxFuture<'_, Result<Opened, SourceError>> {
+        let members: Vec<Uuid> = options.offer.members.iter().map(|m| m.uuid).collect();
+        let (events, receiver) = mpsc::unbounded_channel();
+        let wires = Wires {
+            events,
+            released: watch::Sender::new(vec![false; members.len()]),
+            aborted: watch::Sender::new(vec![false; members.len()]),
+            members,
+        };
+        *self.0.wires.lock().expect("lock") = Some(wires.clone());
+        Box::pin(async move { Ok((Box::new(FakeSession(wires)) as Box<dyn Session>, receiver)) })
+    }
+}
+
+impl Session for FakeSession {
+    fn migrate_uri(&self, member: usize) -> String {
+        format!("unix:///fake/{member}")
+    }
+    fn release(&self) {
+        self.0.released.send_modify(|released| released.fill(true));
+    }
+    fn release_member(&self, member: usize) {
+        self.0
+            .released
+            .send_modify(|released| released[member] = true);
+    }
+    fn set_bandwidth(&self, _: Option<u64>) {}
+    fn counters(&self) -> SessionCounters {
+        SessionCounters {
+            qemu_stream_bytes: 1000,
+            wire_bytes: 300,
+            literal_bytes: 200,
+            saved: Saved {
+                zero: 800,
+                compression: -100,
+                ..Saved::default()
+            },
+            members: vec![
+                MemberCounters {
+                    qemu_stream_bytes: 100,
+                    wire_bytes: 30,
+                    ..MemberCounters::default()
+                };
+                self.0.members.len()
+            ],
+        }
+    }
+    fn member_outcome(
+        &self,
+        _: usize,
+    ) -> BoxFuture<'_, Result<Option<MemberOutcome>, SourceError>> {
+        Box::pin(async {
+            Ok(Some(MemberOutcome {
+                downtime_ms: Some(7),
+                iterations: None,
+                memory_bytes: None,
+            }))
+        })
+    }
+    fn close(self: Box<Self>) -> BoxFuture<'static, SessionCounters> {
+        let counters = self.counters();
+        Box::pin(async move { counters })
+    }
+}
+
+/// A served D-Bus surface and a client of it, joined by a socket pair.
+pub struct Rig {
+    pub fake: Fake,
+    pub client: Connection,
+    /// Serves for as long as it lives.
+    _server: Connection,
+    pub coordinator: Arc<Coordinator>,
+    pub state_dir: tempfile::TempDir,
+}
+
+impl Rig {
+    pub async fn new(fake: Fake) -> Rig {
+        let state_dir = tempfile::tempdir().expect("a directory");
+        let transport = fake.transport.clone();
+        let coordinator = Coordinator::open(Parts {
+            hypervisor: Arc::new(fake.clone()),
+            tunnel: Arc::new(FakeTunnel(fake.clone())),
+            transport: Box::new(move || transport.clone().map(|()| Transport::Plain)),
+            history: History::open(state_dir.path()).expect("opens"),
+            peers: Arc::new(Peers::default()),
+            runtime_dir: state_dir.path().to_owned(),
+            window_budget_bytes: 1 << 30,
+        })
+        .await
+        .expect("opens");
+        let (one, other) = UnixStream::pair().expect("a pair");
+        let server = zbus::connection::Builder::unix_stream(one)
+            .server(zbus::Guid::generate())
+            .p2p();
+        let client = zbus::connection::Builder::unix_stream(other)
+            .p2p()
+            .method_timeout(Duration::from_secs(20));
+        let (server, client) =
+            tokio::join!(bus::serve(server, coordinator.clone()), client.build());
+        Rig {
+            fake,
+            client: client.expect("connects"),
+            _server: server.expect("serves"),
+            coordinator,
+            state_dir,
+        }
+    }
+}
