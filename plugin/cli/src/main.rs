@@ -1,1 +1,49 @@
-fn main(){}
+//! vmgang: the command line. Parses arguments, talks to vmgangd over D-Bus, prints.
+//! Must not talk to libvirt or to peers.
+
+mod arguments;
+mod gang;
+mod history;
+mod migrate;
+mod progress;
+mod proxies;
+mod report;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+
+/// Exit codes that scripts rely on. 2, wrong usage, is clap's.
+pub mod exit {
+    pub const MIGRATED: u8 = 0;
+    pub const FAILED: u8 = 1;
+    pub const USAGE: u8 = 2;
+    pub const PARTIAL: u8 = 3;
+    pub const ABORTED: u8 = 4;
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("vmgang: {}", proxies::sentence(&error));
+            ExitCode::from(exit::FAILED)
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<u8> {
+    let connection = proxies::connect().await?;
+    match arguments.command {
+        Command::Gang(command) => gang::run(&connection, command).await,
+        Command::Migrate(options) => migrate::run(&connection, options).await,
+        Command::Status(options) => history::status(&connection, options).await,
+        Command::Abort { job } => history::abort(&connection, &job).await,
+        Command::History(options) => history::history(&connection, options).await,
+    }
+}

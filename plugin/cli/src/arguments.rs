@@ -1,0 +1,218 @@
+//! The command line's grammar. What is not here is refused by name, with exit code 2.
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+/// Migrates gangs of virtual machines as one job.
+#[derive(Parser, Debug)]
+#[command(name = "vmgang", version, arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show gangs, and say which domains belong to one
+    #[command(subcommand)]
+    Gang(GangCommand),
+    /// Migrate a gang, or the named domains, or all, to another host
+    Migrate(MigrateOptions),
+    /// Show running jobs, or one job
+    Status(StatusOptions),
+    /// Stop a job: what has not switched over stays where it is
+    Abort {
+        /// Id of the job, or the beginning of it
+        job: String,
+    },
+    /// Show ended jobs, or what became of one
+    History(HistoryOptions),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum GangCommand {
+    /// List all gangs on this host
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the members of a gang
+    Show {
+        gang: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put domains into a gang
+    Add {
+        gang: String,
+        #[arg(required = true, value_name = "DOMAIN")]
+        domains: Vec<String>,
+    },
+    /// Take domains out of a gang
+    Remove {
+        gang: String,
+        #[arg(required = true, value_name = "DOMAIN")]
+        domains: Vec<String>,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("selection").args(["domains", "all"]),
+    override_usage = "vmgang migrate [OPTIONS] GANG DESTURI\n       \
+                      vmgang migrate [OPTIONS] --domains A,B,C DESTURI\n       \
+                      vmgang migrate [OPTIONS] --all DESTURI"
+)]
+pub struct MigrateOptions {
+    /// The gang (not with --domains or --all), then the destination: a libvirt URI or host name
+    #[arg(required = true, num_args = 1..=2, value_names = ["GANG", "DESTURI"])]
+    pub targets: Vec<String>,
+    /// Migrate these domains instead of a gang
+    #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
+    pub domains: Option<Vec<String>>,
+    /// Migrate every running domain
+    #[arg(long)]
+    pub all: bool,
+    /// Use at most so much of the network
+    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bandwidth: Option<u64>,
+    /// Abort if the gang is not ready to switch over after so many seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+    /// Where the destination's vmgangd listens [default: the destination's host, port 16520]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<String>,
+    /// Make the domains persistent on the destination
+    #[arg(long)]
+    pub persistent: bool,
+    /// Remove the domains' definitions here
+    #[arg(long)]
+    pub undefinesource: bool,
+    /// Leave the guests paused on the destination
+    #[arg(long)]
+    pub suspend: bool,
+    /// What a member's failure before the switchover does to the others
+    #[arg(long, value_name = "WHAT", default_value = "abort")]
+    pub on_failure: OnFailure,
+    /// Ways of saving bytes: comma list of uniform, page, zstd; or all, or none
+    #[arg(long, value_name = "LIST")]
+    pub technique: Option<String>,
+    /// Print the result as one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    Abort,
+    Continue,
+}
+
+impl MigrateOptions {
+    /// The gang (empty if none is meant) and the destination.
+    pub fn gang_and_destination(&self) -> Result<(&str, &str), clap::Error> {
+        let selected = self.all || self.domains.is_some();
+        let usage = |text: &str| {
+            use clap::CommandFactory;
+            Arguments::command().error(clap::error::ErrorKind::WrongNumberOfValues, text)
+        };
+        match (self.targets.as_slice(), selected) {
+            ([gang, destination], false) => Ok((gang, destination)),
+            ([destination], true) => Ok(("", destination)),
+            ([_], false) => Err(usage(
+                "give a gang and a destination: vmgang migrate GANG DESTURI",
+            )),
+            _ => Err(usage(
+                "with --domains or --all give only the destination, no gang",
+            )),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct StatusOptions {
+    /// Id of the job, or the beginning of it
+    pub job: Option<String>,
+    /// Follow the job to its end
+    #[arg(long)]
+    pub watch: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct HistoryOptions {
+    /// Id of the job, or the beginning of it
+    pub job: Option<String>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    fn migrate(line: &str) -> MigrateOptions {
+        match parse(line).expect(line).command {
+            Command::Migrate(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_three_forms_of_migrate() {
+        let options = migrate("vmgang migrate web qemu+tls://b/system --on-failure continue");
+        assert_eq!(
+            options.gang_and_destination().expect("both"),
+            ("web", "qemu+tls://b/system")
+        );
+        assert_eq!(options.on_failure, OnFailure::Continue);
+        let options = migrate("vmgang migrate --domains a,b,c b");
+        assert_eq!(options.gang_and_destination().expect("one"), ("", "b"));
+        assert_eq!(
+            options.domains,
+            Some(vec!["a".into(), "b".into(), "c".into()])
+        );
+        let options = migrate("vmgang migrate --all b --timeout 60 --bandwidth 100");
+        assert_eq!(options.gang_and_destination().expect("one"), ("", "b"));
+        assert!(
+            migrate("vmgang migrate web")
+                .gang_and_destination()
+                .is_err()
+        );
+        assert!(
+            migrate("vmgang migrate web b --all")
+                .gang_and_destination()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn what_it_cannot_do_is_refused_by_name() {
+        for (line, named) in [
+            ("vmgang migrate web b --postcopy", "--postcopy"),
+            ("vmgang migrate web b --switchover free", "--switchover"),
+            ("vmgang migrate web b --timeout 0", "--timeout"),
+            ("vmgang migrate web b --on-failure hope", "hope"),
+            ("vmgang migrate --all --domains a b", "--domains"),
+            ("vmgang estimate web", "estimate"),
+            ("vmgang gang add web", "DOMAIN"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), i32::from(crate::exit::USAGE), "{line}");
+            assert!(error.to_string().contains(named), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `vmgang migrate`: starts a job, shows its progress, and ends as the job ends.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use zbus::{Connection, OwnedObjectPath, Variant};
+
+use crate::arguments::{MigrateOptions, OnFailure};
+use crate::exit;
+use crate::progress::{Display, Snapshot};
+use crate::proxies::{self, JobProxy};
+use crate::report::Report;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+pub async fn run(connection: &Connection, options: MigrateOptions) -> anyhow::Result<u8> {
+    let (gang, destination) = match options.gang_and_destination() {
+        Ok(both) => both,
+        Err(usage) => usage.exit(),
+    };
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch ctrl-C")?;
+    let manager = proxies::manager(connection).await?;
+    // Ctrl-C before there is a job simply ends this program.
+    let path = tokio::select! {
+        path = manager.migrate(gang, destination, dictionary(&options)) => path?,
+        _ = interrupt.recv() => {
+            anyhow::bail!("interrupted before the job had started; `vmgang status` shows whether it did");
+        }
+    };
+    let display = Display::new(options.quiet || options.json);
+    let job = proxies::job(connection, &path).await?;
+    let Some(result) = follow(&job, &path, display, Some(interrupt)).await? else {
+        return Ok(exit::ABORTED);
+    };
+    let report: Report =
+        serde_json::from_str(&result).context("vmgangd's report cannot be read")?;
+    if options.json {
+        println!("{result}");
+    } else if !options.quiet {
+        print!("{}", report.summary());
+    } else if let Some(error) = &report.error {
+        eprintln!("vmgang: {error}");
+    }
+    Ok(report.exit_code())
+}
+
+fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
+    let mut dictionary = HashMap::new();
+    if let Some(domains) = &options.domains {
+        dictionary.insert("domains", Variant::from(domains.clone()));
+    }
+    for (name, on) in [
+        ("all", options.all),
+        ("persistent", options.persistent),
+        ("undefinesource", options.undefinesource),
+        ("suspend", options.suspend),
+    ] {
+        if on {
+            dictionary.insert(name, Variant::from(true));
+        }
+    }
+    for (name, number) in [
+        ("bandwidth", options.bandwidth),
+        ("timeout", options.timeout),
+    ] {
+        if let Some(number) = number {
+            dictionary.insert(name, Variant::from(number));
+        }
+    }
+    for (name, text) in [("peer", &options.peer), ("technique", &options.technique)] {
+        if let Some(text) = text {
+            dictionary.insert(name, Variant::from(text.as_str()));
+        }
+    }
+    if options.on_failure == OnFailure::Continue {
+        dictionary.insert("on-failure", Variant::from("continue"));
+    }
+    dictionary
+}
+
+/// Shows a job's progress until it ends, and returns its report. The first ctrl-C asks the job
+/// to abort, the second leaves it alone and returns nothing.
+pub async fn follow(
+    job: &JobProxy<'_>,
+    path: &OwnedObjectPath,
+    mut display: Display,
+    mut interrupt: Option<Signal>,
+) -> anyhow::Result<Option<String>> {
+    let id = path
+        .as_str()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let mut abort_asked = false;
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = poll.tick() => {
+                let result = job.result().await?;
+                if !result.is_empty() {
+                    display.finish();
+                    return Ok(Some(result));
+                }
+                let (state, progress, statistics) =
+                    tokio::try_join!(job.state(), job.progress(), job.statistics())?;
+                display.show(&Snapshot::read(state, &progress, &statistics));
+            }
+            () = interrupted(&mut interrupt) => {
+                if abort_asked {
+                    display.finish();
+                    eprintln!("The job goes on without this program; look at it with `vmgang status {id} --watch`.");
+                    return Ok(None);
+                }
+                abort_asked = true;
+                display.say("Aborting; ctrl-C again leaves the job running and ends this program.");
+                if let Err(error) = job.abort().await {
+                    // It may have ended just now, which the next look tells.
+                    display.say(&proxies::sentence(&error.into()));
+                }
+            }
+        }
+    }
+}
+
+async fn interrupted(interrupt: &mut Option<Signal>) {
+    match interrupt {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}

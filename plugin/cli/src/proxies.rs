@@ -1,0 +1,169 @@
+//! vmgangd's D-Bus interfaces as this program calls them, and its errors as sentences.
+//! The interfaces are described in `xml-schemas/`.
+
+use std::collections::HashMap;
+
+use anyhow::Context;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
+
+/// name, running members, all members
+pub type GangLine = (String, u32, u32);
+/// name, uuid, state, order or -1, memory in bytes, persistent
+pub type MemberLine = (String, String, String, i64, u64, bool);
+/// path, id, gang, destination, state, start in seconds since 1970
+pub type JobLine = (OwnedObjectPath, String, String, String, String, u64);
+pub type Dictionary = HashMap<String, OwnedVariant>;
+
+#[proxy(
+    interface = "org.vmgang.Manager1",
+    default_service = "org.vmgang.VMGang1",
+    default_path = "/org/vmgang/VMGang1"
+)]
+pub trait Manager {
+    fn list_gangs(&self) -> zbus::Result<(Vec<GangLine>, Vec<(String, String)>)>;
+    fn get_gang(&self, gang: &str) -> zbus::Result<Vec<MemberLine>>;
+    #[zbus(allow_interactive_auth)]
+    fn add_to_gang(&self, gang: &str, domains: &[String]) -> zbus::Result<Vec<String>>;
+    #[zbus(allow_interactive_auth)]
+    fn remove_from_gang(&self, gang: &str, domains: &[String]) -> zbus::Result<Vec<String>>;
+    #[zbus(allow_interactive_auth)]
+    fn migrate(
+        &self,
+        gang: &str,
+        destination: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<OwnedObjectPath>;
+    fn list_jobs(&self) -> zbus::Result<Vec<JobLine>>;
+}
+
+#[proxy(interface = "org.vmgang.Job1", default_service = "org.vmgang.VMGang1")]
+pub trait Job {
+    #[zbus(allow_interactive_auth)]
+    fn abort(&self) -> zbus::Result<()>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn progress(&self) -> zbus::Result<Dictionary>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn statistics(&self) -> zbus::Result<Dictionary>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn result(&self) -> zbus::Result<String>;
+}
+
+/// The system bus, where vmgangd is.
+pub async fn connect() -> anyhow::Result<Connection> {
+    Connection::system()
+        .await
+        .context("the system bus cannot be reached; is dbus running on this host?")
+}
+
+pub async fn manager(connection: &Connection) -> anyhow::Result<ManagerProxy<'_>> {
+    Ok(ManagerProxy::new(connection).await?)
+}
+
+pub async fn job<'a>(
+    connection: &'a Connection,
+    path: &OwnedObjectPath,
+) -> anyhow::Result<JobProxy<'a>> {
+    Ok(JobProxy::builder(connection)
+        .path(path.clone())
+        .build()
+        .await?)
+}
+
+/// The job with this id, or with the only id that begins like this.
+pub async fn find_job(connection: &Connection, id: &str) -> anyhow::Result<JobLine> {
+    let jobs = manager(connection).await?.list_jobs().await?;
+    pick(jobs, id)
+}
+
+fn pick(jobs: Vec<JobLine>, id: &str) -> anyhow::Result<JobLine> {
+    // UUIDs are also written with dashes and capitals.
+    let wanted = id.replace('-', "").to_ascii_lowercase();
+    let mut found = jobs
+        .into_iter()
+        .filter(|job| !wanted.is_empty() && job.1.starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some(job), None) => Ok(job),
+        (None, _) => anyhow::bail!("there is no job {id}; `vmgang history` lists those there are"),
+        (Some(_), Some(_)) => {
+            anyhow::bail!("more than one job begins with {id}; give more of its id")
+        }
+    }
+}
+
+/// An error as one sentence: what vmgangd said, without D-Bus in it.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let Some(error) = error.downcast_ref::<zbus::Error>() else {
+        return format!("{error:#}");
+    };
+    match error {
+        zbus::Error::MethodError(name, text, _) => describe(name.as_str(), text.as_deref()),
+        zbus::Error::FDO(error) => {
+            let error = error.as_ref();
+            let name = zbus::DBusError::name(error).to_string();
+            describe(&name, zbus::DBusError::description(error))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn describe(name: &str, text: Option<&str>) -> String {
+    let text = text.unwrap_or_default();
+    match name.strip_prefix("org.freedesktop.DBus.Error.") {
+        Some(
+            "ServiceUnknown"
+            | "NameHasNoOwner"
+            | "Spawn.ExecFailed"
+            | "Spawn.ChildExited"
+            | "Spawn.ServiceNotFound",
+        ) => "vmgangd does not run on this host; start it with `systemctl start vmgangd`".into(),
+        Some("NoReply" | "Disconnected") => {
+            "vmgangd ended while it was asked; see `journalctl -u vmgangd`, then `vmgang history`"
+                .into()
+        }
+        _ if text.is_empty() => name.to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(id: &str) -> JobLine {
+        let path = OwnedObjectPath::try_from("/a").expect("a path");
+        (
+            path,
+            id.into(),
+            "web".into(),
+            "b".into(),
+            "completed".into(),
+            0,
+        )
+    }
+
+    #[test]
+    fn jobs_by_unique_prefix() {
+        let jobs = || vec![line("abc1"), line("abd2")];
+        assert_eq!(pick(jobs(), "abc").expect("one").1, "abc1");
+        assert_eq!(pick(jobs(), "AB-D").expect("one").1, "abd2");
+        assert!(pick(jobs(), "ab").is_err());
+        assert!(pick(jobs(), "x").is_err());
+        assert!(pick(jobs(), "").is_err());
+    }
+
+    #[test]
+    fn errors_read_as_sentences() {
+        let text = describe(
+            "org.freedesktop.DBus.Error.ServiceUnknown",
+            Some("The name..."),
+        );
+        assert!(text.contains("systemctl start vmgangd"));
+        assert_eq!(describe("org.vmgang.Error.Busy", Some("wait")), "wait");
+        assert_eq!(
+            describe("org.vmgang.Error.Busy", None),
+            "org.vmgang.Error.Busy"
+        );
+    }
+}
