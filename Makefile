@@ -9,7 +9,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test lint unit lab-test demo bench deny stage
+.PHONY: help setup build test lint unit lab-test demo bench deny stage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
