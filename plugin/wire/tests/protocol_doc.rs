@@ -37,7 +37,7 @@ fn rows(heading: &str) -> Vec<Vec<&'static str>> {
         .collect()
 }
 
-/// The bytes of every code block with this name, in order.
+/// The bytes of the code block with this name.
 fn hex_block(name: &str) -> Vec<u8> {
     let (_, block) = DOCUMENT
         .split_once(&format!("```text {name}\n"))
