@@ -98,16 +98,20 @@ pub async fn follow(
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     loop {
         tokio::select! {
-            _ = poll.tick() => {
-                let result = job.result().await?;
-                if !result.is_empty() {
+            _ = poll.tick() => match look(job).await {
+                Ok(Look::Ended(result)) => {
                     display.finish();
                     return Ok(Some(result));
                 }
-                let (state, progress, statistics) =
-                    tokio::try_join!(job.state(), job.progress(), job.statistics())?;
-                display.show(&Snapshot::read(state, &progress, &statistics));
-            }
+                Ok(Look::Running(snapshot)) => display.show(&snapshot),
+                Err(error) => {
+                    display.finish();
+                    anyhow::bail!(
+                        "lost vmgangd while the job {id} ran ({}); members that had not switched over stay on the source, and `vmgang history {id}` tells more once the daemon runs again",
+                        proxies::sentence(&error)
+                    );
+                }
+            },
             () = interrupted(&mut interrupt) => {
                 if abort_asked {
                     display.finish();
@@ -123,6 +127,21 @@ pub async fn follow(
             }
         }
     }
+}
+
+enum Look {
+    Ended(String),
+    Running(Snapshot),
+}
+
+async fn look(job: &JobProxy<'_>) -> anyhow::Result<Look> {
+    let result = job.result().await?;
+    if !result.is_empty() {
+        return Ok(Look::Ended(result));
+    }
+    let (state, progress, statistics) =
+        tokio::try_join!(job.state(), job.progress(), job.statistics())?;
+    Ok(Look::Running(Snapshot::read(state, &progress, &statistics)))
 }
 
 async fn interrupted(interrupt: &mut Option<Signal>) {

@@ -140,8 +140,11 @@ impl Barrier {
                 self.note(member, |m| m.outcome = Some(Outcome::Migrated));
             }
             Input::MemberFailed(member, error) => {
+                // A channel that breaks because of the abort is no news.
                 self.note(member, |m| {
-                    m.channel_error.get_or_insert(error.clone());
+                    if !m.aborted {
+                        m.channel_error.get_or_insert(error.clone());
+                    }
                 });
                 self.member_failed(member, error, &mut actions);
             }
@@ -308,6 +311,8 @@ mod tests {
         let actions = barrier.handle(Input::MigrateFailed(1, "no such CPU".into()));
         assert_eq!(actions, [Action::AbortMember(0), Action::AbortMember(2)]);
         assert_eq!(ready(&mut barrier, 2), []);
+        let hung_up = Input::MemberFailed(0, "the destination hung up".into());
+        assert_eq!(barrier.handle(hung_up), []);
         assert_eq!(
             barrier.handle(Input::MigrateFailed(0, "canceled".into())),
             []
