@@ -4,7 +4,7 @@ BUILD_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 bindir ?= $(PREFIX)/bin
 sbindir ?= $(PREFIX)/sbin
 datadir ?= $(PREFIX)/share
-# systemd, tmpfiles and D-Bus look below /usr/lib and /usr/share, whatever PREFIX is for programs.
+# systemd, tmpfiles, D-Bus and polkit look below /usr: another PREFIX is for packagers only.
 unitdir ?= $(PREFIX)/lib/systemd/system
 tmpfilesdir ?= $(PREFIX)/lib/tmpfiles.d
 sysconfdir ?= /etc
@@ -23,10 +23,11 @@ install: build ## programs, unit, D-Bus and polkit files, configuration
 	install -D -m 0644 xml-schemas/org.vmgang.Job1.xml $(DESTDIR)$(datadir)/dbus-1/interfaces/org.vmgang.Job1.xml
 	install -D -m 0644 packaging/org.vmgang.policy $(DESTDIR)$(datadir)/polkit-1/actions/org.vmgang.policy
 	install -D -m 0644 xml-schemas/member.rng $(DESTDIR)$(datadir)/vmgang/schemas/member.rng
+	install -D -m 0644 packaging/apparmor-libvirt-qemu $(DESTDIR)$(sysconfdir)/apparmor.d/abstractions/libvirt-qemu.d/vmgang
 	# The administrator's own configuration stays.
 	test -e $(DESTDIR)$(sysconfdir)/vmgang/vmgang.toml || install -D -m 0644 packaging/vmgang.toml $(DESTDIR)$(sysconfdir)/vmgang/vmgang.toml
 
-uninstall: build ## programs, unit, D-Bus and polkit files, configuration
+uninstall: ## what install has put there; configuration and history stay
 	rm -f $(DESTDIR)$(bindir)/vmgang $(DESTDIR)$(sbindir)/vmgangd
 	rm -f $(DESTDIR)$(unitdir)/vmgangd.service $(DESTDIR)$(tmpfilesdir)/vmgang.conf
 	rm -f $(DESTDIR)$(datadir)/dbus-1/system.d/org.vmgang.VMGang1.conf
@@ -34,3 +35,4 @@ uninstall: build ## programs, unit, D-Bus and polkit files, configuration
 	rm -f $(DESTDIR)$(datadir)/dbus-1/interfaces/org.vmgang.Manager1.xml $(DESTDIR)$(datadir)/dbus-1/interfaces/org.vmgang.Job1.xml
 	rm -f $(DESTDIR)$(datadir)/polkit-1/actions/org.vmgang.policy
 	rm -rf $(DESTDIR)$(datadir)/vmgang/schemas
+	rm -f $(DESTDIR)$(sysconfdir)/apparmor.d/abstractions/libvirt-qemu.d/vmgang

@@ -46,6 +46,8 @@ pub(crate) struct ChannelPort {
     pub credit: Arc<Semaphore>,
     /// Stream bytes sent and not yet credited back.
     pub outstanding: Arc<AtomicU64>,
+    /// Return path bytes received and not yet credited back.
+    pub return_outstanding: Arc<AtomicU64>,
     pub returns: mpsc::UnboundedSender<ReturnEvent>,
 }
 
@@ -74,7 +76,15 @@ pub(crate) async fn serve(shared: Arc<Shared>, member: usize, connection: UnixSt
     let stream_ended = watch::Sender::new(false);
     let result = tokio::try_join!(
         send_stream(&shared, member, channel, &port, reader, &stream_ended),
-        write_returns(&shared, member, channel, returns, writer, &stream_ended),
+        write_returns(
+            &shared,
+            member,
+            channel,
+            &port,
+            returns,
+            writer,
+            &stream_ended
+        ),
     );
     shared.close_channel(channel);
     let error = match result {
@@ -276,6 +286,7 @@ async fn write_returns(
     shared: &Arc<Shared>,
     member: usize,
     channel: u32,
+    port: &ChannelPort,
     mut returns: mpsc::UnboundedReceiver<ReturnEvent>,
     mut writer: OwnedWriteHalf,
     stream_ended: &watch::Sender<bool>,
@@ -300,6 +311,7 @@ async fn write_returns(
                 Err(error) => return Err(ChannelError::Write(error)),
             }
             waiting.drain(..passable);
+            port.return_outstanding.fetch_sub(passable as u64, Relaxed);
             shared.queue.send(&Frame::Credit {
                 channel,
                 direction: Direction::Return,

@@ -23,6 +23,7 @@ use crate::connection::{
 use crate::decode::Decoder;
 use crate::destination::{Admission, DestinationHost};
 use crate::encode::frame_digest;
+use crate::offer::Offer;
 use crate::runtime_dir::JobDir;
 
 /// Stream bytes a channel may have under way: enough for a fast link, and little enough
@@ -130,7 +131,11 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn start(job: &'a Job, queue: FrameQueue) -> Result<Self, String> {
         let key = DigestKey(job.hello.integrity_key);
-        let owners = vec![job.admission.socket_owner; job.hello.members.len()];
+        let owners: Vec<_> = Offer::from_hello(&job.hello)
+            .members
+            .iter()
+            .map(|member| member.fixed_owner.unwrap_or(job.admission.socket_owner))
+            .collect();
         let sockets =
             JobDir::create(&job.runtime_dir, job.hello.job, &owners).map_err(|error| {
                 format!(

@@ -25,6 +25,9 @@ pub struct MemberOffer {
     pub name: String,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// The user that the domain itself prescribes for its QEMU, on every host; `None`: each
+    /// host has its own.
+    pub fixed_owner: Option<SocketOwner>,
 }
 
 /// How a member's migration ended, as the destination's libvirt tells.
@@ -57,6 +60,7 @@ impl Offer {
                 .map(|member| wire::MemberHello {
                     uuid: member.uuid,
                     memory_bytes: member.memory_bytes,
+                    fixed_owner: member.fixed_owner.map(|owner| (owner.uid, owner.gid)),
                     name: member.name.clone(),
                 })
                 .collect(),
@@ -76,6 +80,9 @@ impl Offer {
                     uuid: member.uuid,
                     name: member.name.clone(),
                     memory_bytes: member.memory_bytes,
+                    fixed_owner: member
+                        .fixed_owner
+                        .map(|(uid, gid)| SocketOwner { uid, gid }),
                 })
                 .collect(),
         }

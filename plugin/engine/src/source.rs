@@ -21,7 +21,8 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use vmgang_dedup::{DigestKey, slots_in};
 use vmgang_wire::{
-    CHANNELS_MAX, Direction, Frame, MEMBERS_MAX, RefuseCode, STREAM_BYTES_MAX, Welcome, WireError,
+    CHANNELS_MAX, Direction, Frame, MEMBERS_MAX, RETURN_CREDIT_BYTES, RefuseCode, STREAM_BYTES_MAX,
+    Welcome, WireError,
 };
 
 use crate::channel_source::{ChannelPort, ReturnEvent, serve};
@@ -39,7 +40,7 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The destination asks its libvirt before it answers.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
 /// the last pass of a stopped guest queue behind everybody else's.
@@ -147,6 +148,7 @@ impl Shared {
         let port = ChannelPort {
             credit: Arc::new(Semaphore::new(self.channel_credit_bytes as usize)),
             outstanding: Arc::new(AtomicU64::new(0)),
+            return_outstanding: Arc::new(AtomicU64::new(0)),
             returns,
         };
         let mut channels = lock(&self.channels);
@@ -520,6 +522,11 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
                 return Err("the digest of a return path does not match".to_owned());
             }
             if let Some(port) = port(channel) {
+                let len = bytes.len() as u64;
+                let before = port.return_outstanding.fetch_add(len, Relaxed);
+                if before + len > RETURN_CREDIT_BYTES as u64 {
+                    return Err("the peer sent more return path than it was granted".to_owned());
+                }
                 let _ = port.returns.send(ReturnEvent::Bytes(bytes.to_vec()));
             }
         }

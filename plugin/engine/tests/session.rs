@@ -122,6 +122,7 @@ impl Pair {
                         uuid: member_uuid(i),
                         name: format!("g{i}"),
                         memory_bytes: 1 << 20,
+                        fixed_owner: None,
                     })
                     .collect(),
             },

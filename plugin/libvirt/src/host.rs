@@ -10,7 +10,7 @@ use crate::error::LibvirtError;
 use crate::event_loop;
 use crate::job_stats::JobStats;
 use crate::metadata::{METADATA_NAMESPACE, METADATA_PREFIX, Membership, MetadataError};
-use crate::qemu_user::{self, QemuUser};
+use crate::qemu_user::{self, DomainQemuUser, QemuUser};
 use crate::raw;
 
 /// Seconds between keepalive messages, and how many may stay unanswered.
@@ -154,14 +154,17 @@ impl Host {
     }
 
     /// The user that runs this domain's QEMU: its own label, else the host's.
-    pub fn domain_qemu_user(&self, uuid: Uuid) -> Result<QemuUser, LibvirtError> {
+    pub fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError> {
         let domain = self.lookup(uuid)?;
         let xml = domain
             .xml_desc(0)
             .map_err(domain_error(&domain, "read the XML of"))?;
         match qemu_user::domain_qemu_user(&xml)? {
             Some(user) => Ok(user),
-            None => self.qemu_user(),
+            None => Ok(DomainQemuUser {
+                user: self.qemu_user()?,
+                fixed: false,
+            }),
         }
     }
 

@@ -22,4 +22,6 @@ pub use host::{DomainInfo, DomainState, Host};
 pub use job_stats::JobStats;
 pub use metadata::{METADATA_NAMESPACE, Membership, MetadataError};
 pub use migration::{MigrateOptions, Migration, abort_job};
-pub use qemu_user::{QemuUser, QemuUserError, domain_qemu_user, host_qemu_user, host_uuid};
+pub use qemu_user::{
+    DomainQemuUser, QemuUser, QemuUserError, domain_qemu_user, host_qemu_user, host_uuid,
+};

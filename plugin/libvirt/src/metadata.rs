@@ -40,7 +40,7 @@ impl Membership {
             ))
         } else if let Some(bad) = gang.chars().find(|c| !allowed(*c)) {
             Err(format!(
-                "the gang name has the character {bad:?}; letters, digits, '.', '_' and '-' are allowed"
+                "the gang name '{gang}' has the character {bad:?}; letters, digits, '.', '_' and '-' are allowed"
             ))
         } else {
             Ok(())

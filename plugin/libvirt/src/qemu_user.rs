@@ -11,6 +11,14 @@ pub struct QemuUser {
     pub gid: u32,
 }
 
+/// The user of one domain's QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DomainQemuUser {
+    pub user: QemuUser,
+    /// The domain's own XML prescribes it (a static label), so it is the same on every host.
+    pub fixed: bool,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum QemuUserError {
     #[error("libvirt's XML is not well-formed: {0}")]
@@ -34,15 +42,22 @@ pub enum QemuUserError {
 /// The user of one running domain, from its live XML; `None` when the host's user is used.
 ///
 /// Honours a label of the domain's own (`<seclabel type='static' model='dac'>`).
-pub fn domain_qemu_user(domain_xml: &str) -> Result<Option<QemuUser>, QemuUserError> {
+pub fn domain_qemu_user(domain_xml: &str) -> Result<Option<DomainQemuUser>, QemuUserError> {
     let document = roxmltree::Document::parse(domain_xml)?;
     let label = document
         .root_element()
         .children()
         .filter(|node| node.has_tag_name("seclabel") && node.attribute("model") == Some("dac"))
         .filter(|node| node.attribute("type") != Some("none"))
-        .find_map(|node| text_of(node, "label"));
-    label.map(parse_label).transpose()
+        .find_map(|node| Some((text_of(node, "label")?, node.attribute("type"))));
+    label
+        .map(|(label, kind)| {
+            Ok(DomainQemuUser {
+                user: parse_label(label)?,
+                fixed: kind == Some("static"),
+            })
+        })
+        .transpose()
 }
 
 /// The user that libvirt runs QEMU as on this host, from `virConnectGetCapabilities`.
@@ -146,9 +161,12 @@ mod tests {
         let user = domain_qemu_user(xml).expect("parses");
         assert_eq!(
             user,
-            Some(QemuUser {
-                uid: 64055,
-                gid: 107
+            Some(DomainQemuUser {
+                user: QemuUser {
+                    uid: 64055,
+                    gid: 107
+                },
+                fixed: false
             })
         );
     }
@@ -158,7 +176,10 @@ mod tests {
         let xml = "<domain><seclabel type='static' model='dac' relabel='yes'><label>root:root</label></seclabel></domain>";
         assert_eq!(
             domain_qemu_user(xml).expect("parses"),
-            Some(QemuUser { uid: 0, gid: 0 })
+            Some(DomainQemuUser {
+                user: QemuUser { uid: 0, gid: 0 },
+                fixed: true
+            })
         );
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use vmgang_engine::{MemberOffer, Offer, SocketOwner, SourceOptions, Transport};
-use vmgang_libvirt::{DomainInfo, Membership};
+use vmgang_libvirt::{DomainInfo, DomainQemuUser, Membership};
 
 use crate::driver::Driver;
 use crate::error::ServiceError;
@@ -317,21 +317,17 @@ impl Coordinator {
                 window_budget_bytes: self.parts.window_budget_bytes,
                 members: members
                     .iter()
-                    .map(|member| MemberOffer {
+                    .zip(&owners)
+                    .map(|(member, owner)| MemberOffer {
                         uuid: member.uuid,
                         name: member.name.clone(),
                         memory_bytes: member.memory_bytes,
+                        fixed_owner: owner.fixed.then_some(socket_owner(owner)),
                     })
                     .collect(),
             },
             runtime_dir: self.parts.runtime_dir.clone(),
-            socket_owners: owners
-                .into_iter()
-                .map(|user| SocketOwner {
-                    uid: user.uid,
-                    gid: user.gid,
-                })
-                .collect(),
+            socket_owners: owners.iter().map(socket_owner).collect(),
             techniques: request.techniques,
             bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
             hold: true,
@@ -374,6 +370,13 @@ impl Coordinator {
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
             tracing::error!("jobs did not end in time; their members are left to libvirt");
         }
+    }
+}
+
+fn socket_owner(owner: &DomainQemuUser) -> SocketOwner {
+    SocketOwner {
+        uid: owner.user.uid,
+        gid: owner.user.gid,
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 use vmgang_libvirt::{
-    DomainInfo, Host, JobStats, LibvirtError, Membership, MigrateOptions, Migration, QemuUser,
+    DomainInfo, DomainQemuUser, Host, JobStats, LibvirtError, Membership, MigrateOptions,
+    Migration, QemuUser,
 };
 
 use crate::error::ServiceError;
@@ -37,7 +38,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<(), LibvirtError>;
     /// The user QEMU runs as unless a domain says otherwise.
     fn qemu_user(&self) -> Result<QemuUser, LibvirtError>;
-    fn domain_qemu_user(&self, uuid: Uuid) -> Result<QemuUser, LibvirtError>;
+    fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -122,7 +123,7 @@ impl Hypervisor for Libvirt {
         self.host()?.qemu_user()
     }
 
-    fn domain_qemu_user(&self, uuid: Uuid) -> Result<QemuUser, LibvirtError> {
+    fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError> {
         self.host()?.domain_qemu_user(uuid)
     }
 

@@ -154,9 +154,13 @@ impl Report {
             .iter()
             .filter(|domain| domain.state == DomainOutcome::Migrated)
             .count();
+        // "Failed" and "aborted" promise that everything is still on the source.
+        let unknown = domains
+            .iter()
+            .any(|domain| domain.state == DomainOutcome::Failed);
         if migrated == domains.len() {
             JobState::Completed
-        } else if migrated > 0 {
+        } else if migrated > 0 || unknown {
             JobState::Partial
         } else if aborted {
             JobState::Aborted
@@ -230,6 +234,7 @@ pub(crate) mod tests {
         assert_eq!(with(&[Migrated, Source], true), JobState::Partial);
         assert_eq!(with(&[Migrated, Failed], false), JobState::Partial);
         assert_eq!(with(&[Source, Source], true), JobState::Aborted);
-        assert_eq!(with(&[Source, Failed], false), JobState::Failed);
+        assert_eq!(with(&[Source, Source], false), JobState::Failed);
+        assert_eq!(with(&[Source, Failed], false), JobState::Partial);
     }
 }

@@ -45,6 +45,14 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
+    pub fn flag(&mut self, field: &'static str) -> Result<bool, WireError> {
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(WireError::Value(field)),
+        }
+    }
+
     /// LEB128, at most ten bytes.
     pub fn varint(&mut self, field: &'static str) -> Result<u64, WireError> {
         let mut value = 0u64;

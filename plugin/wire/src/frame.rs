@@ -17,8 +17,6 @@ pub enum RefuseCode {
     Offer,
     /// 3: a frame could not be read or was out of place.
     Protocol,
-    /// 4: the daemon is stopping.
-    Stopping,
     /// Anything else.
     Other(u16),
 }
@@ -29,7 +27,6 @@ impl RefuseCode {
             Self::Version => 1,
             Self::Offer => 2,
             Self::Protocol => 3,
-            Self::Stopping => 4,
             Self::Other(number) => number,
         }
     }
@@ -39,7 +36,6 @@ impl RefuseCode {
             1 => Self::Version,
             2 => Self::Offer,
             3 => Self::Protocol,
-            4 => Self::Stopping,
             other => Self::Other(other),
         }
     }
@@ -258,9 +254,9 @@ impl<'a> Frame<'a> {
             Kind::OutcomeRequest => Frame::OutcomeRequest { member: member(r)? },
             Kind::Outcome => {
                 let member = member(r)?;
-                let known = flag(r, "known")?;
+                let known = r.flag("known")?;
                 let mut next = || -> Result<Option<u64>, WireError> {
-                    let known = flag(r, "known_value")?;
+                    let known = r.flag("known_value")?;
                     let value = r.u64("value")?;
                     Ok(known.then_some(value))
                 };
@@ -288,14 +284,6 @@ fn member(r: &mut Reader<'_>) -> Result<u16, WireError> {
         return Err(WireError::Value("member"));
     }
     Ok(member)
-}
-
-fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, WireError> {
-    match r.u8(field)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(WireError::Value(field)),
-    }
 }
 
 fn decode_data<'a>(r: &mut Reader<'a>) -> Result<Data<'a>, WireError> {

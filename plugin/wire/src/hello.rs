@@ -29,6 +29,8 @@ pub struct MemberHello {
     pub uuid: Uuid,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// User and group ids that the domain prescribes for its QEMU on every host.
+    pub fixed_owner: Option<(u32, u32)>,
     pub name: String,
 }
 
@@ -44,6 +46,10 @@ impl Hello {
         for member in &self.members {
             out.extend_from_slice(member.uuid.as_bytes());
             out.extend_from_slice(&member.memory_bytes.to_le_bytes());
+            out.push(u8::from(member.fixed_owner.is_some()));
+            let (uid, gid) = member.fixed_owner.unwrap_or_default();
+            out.extend_from_slice(&uid.to_le_bytes());
+            out.extend_from_slice(&gid.to_le_bytes());
             put_text(out, &member.name, NAME_BYTES_MAX);
         }
     }
@@ -64,6 +70,14 @@ impl Hello {
             members.push(MemberHello {
                 uuid: Uuid::from_bytes(reader.array("member_uuid")?),
                 memory_bytes: reader.u64("member_memory")?,
+                fixed_owner: {
+                    let fixed = reader.flag("member_owner_fixed")?;
+                    let owner = (reader.u32("member_uid")?, reader.u32("member_gid")?);
+                    if !fixed && owner != (0, 0) {
+                        return Err(WireError::Value("member_uid"));
+                    }
+                    fixed.then_some(owner)
+                },
                 name: reader.text(NAME_BYTES_MAX, "member_name")?.to_owned(),
             });
         }

@@ -33,6 +33,7 @@ fn samples() -> Vec<Frame<'static>> {
             members: vec![MemberHello {
                 uuid: Uuid::from_u128(0x55),
                 memory_bytes: 1 << 28,
+                fixed_owner: Some((64055, 107)),
                 name: "g1".into(),
             }],
         }),

@@ -7,7 +7,8 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub struct JobResult {
     pub job: String,
-    pub gang: String,
+    /// `null` for `--domains` and `--all`.
+    pub gang: Option<String>,
     pub destination: String,
     pub state: String,
     pub error: Option<String>,

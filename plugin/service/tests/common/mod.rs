@@ -13,7 +13,8 @@ use vmgang_engine::{
     Transport,
 };
 use vmgang_libvirt::{
-    DomainInfo, DomainState, Failure, JobStats, LibvirtError, Membership, MigrateOptions, QemuUser,
+    DomainInfo, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError, Membership,
+    MigrateOptions, QemuUser,
 };
 use vmgang_service::bus;
 use vmgang_service::coordinator::{Coordinator, Parts};
@@ -128,8 +129,11 @@ impl Hypervisor for Fake {
     fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
         Ok(QemuUser { uid: 0, gid: 0 })
     }
-    fn domain_qemu_user(&self, _: Uuid) -> Result<QemuUser, LibvirtError> {
-        self.qemu_user()
+    fn domain_qemu_user(&self, _: Uuid) -> Result<DomainQemuUser, LibvirtError> {
+        Ok(DomainQemuUser {
+            user: self.qemu_user()?,
+            fixed: false,
+        })
     }
     fn running_job(&self, _: Uuid) -> Result<JobStats, LibvirtError> {
         Ok(JobStats::default())
