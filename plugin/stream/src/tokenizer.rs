@@ -11,6 +11,9 @@ use crate::{PAGE_BYTES, Page, Progress, Token};
 /// compressed page likewise, plus headers.
 const UNIT_BYTES_MAX: usize = 128 * 1024;
 
+const FOOTER_BYTES: usize = 5;
+const FOOTER_AND_TAG_BYTES: usize = FOOTER_BYTES + 1;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Nothing read yet.
@@ -60,7 +63,8 @@ pub struct Tokenizer {
     state: State,
     ram_id: Option<u32>,
     ram_section: RamSection,
-    /// Start of a unit whose bytes have been handed out already (after a flush).
+    /// Bytes handed out already that are still needed: the start of a unit (after a flush),
+    /// or where a footer may begin.
     torn: Vec<u8>,
     progress: Progress,
 }
@@ -115,20 +119,11 @@ impl Tokenizer {
                 break;
             }
             if let State::Resync { section } = self.state {
-                let skipped = find_footer(&buf[at..], section);
-                match skipped {
-                    Some(len) => {
-                        at += len;
-                        self.state = State::Sections;
-                        continue;
-                    }
-                    None => {
-                        // The footer (5 bytes) and the tag after it may straddle two buffers.
-                        let keep = if flush { 0 } else { 5.min(buf.len() - at) };
-                        at = buf.len() - keep;
-                        break;
-                    }
+                at += self.resync(&buf[at..], section, flush);
+                if matches!(self.state, State::Resync { .. }) {
+                    break;
                 }
+                continue;
             }
             match self.unit(&buf[at..]) {
                 Unit::Incomplete => {
@@ -164,34 +159,64 @@ impl Tokenizer {
     /// Completes a unit whose first bytes went out opaque: the rest of it is opaque too.
     /// Returns how many bytes of `buf` that took.
     fn finish_torn_unit(&mut self, buf: &[u8]) -> usize {
-        if self.torn.is_empty() {
+        if self.torn.is_empty() || matches!(self.state, State::Resync { .. }) {
             return 0;
         }
         let mut torn = std::mem::take(&mut self.torn);
-        let before = torn.len();
-        let take = buf.len().min(UNIT_BYTES_MAX.saturating_sub(before));
+        // Bytes of `torn` that are out already.
+        let mut out = torn.len();
+        let take = buf.len().min(UNIT_BYTES_MAX.saturating_sub(out));
         torn.extend_from_slice(&buf[..take]);
-        let unit_len = match self.unit(&torn) {
-            Unit::Incomplete if take < buf.len() => {
-                self.state = State::Opaque;
-                return buf.len();
-            }
-            Unit::Incomplete => {
-                self.torn = torn;
-                return buf.len();
-            }
-            Unit::Skip(len) | Unit::Token(len, _) => len,
-            Unit::HeaderAndBody(header, _) => header + PAGE_BYTES,
-        };
-        // Shorter than what is out already: `unit` went on from a shorter reading. It does
-        // not, as a prefix that was incomplete stays incomplete; be safe all the same.
-        match unit_len.checked_sub(before) {
-            Some(rest) => rest,
-            None => {
-                self.state = State::Opaque;
-                0
+        let mut unit = &torn[..];
+        loop {
+            let unit_len = match self.unit(unit) {
+                Unit::Incomplete if take < buf.len() => {
+                    self.state = State::Opaque;
+                    return buf.len();
+                }
+                Unit::Incomplete => {
+                    self.torn = unit.to_vec();
+                    return buf.len();
+                }
+                Unit::Skip(len) | Unit::Token(len, _) => len,
+                Unit::HeaderAndBody(header, _) => header + PAGE_BYTES,
+            };
+            match unit_len.checked_sub(out) {
+                Some(rest) => return rest,
+                // A unit that only looked ahead: what is out belongs to the next one.
+                None => {
+                    unit = &unit[unit_len..];
+                    out -= unit_len;
+                }
             }
         }
+    }
+
+    /// Looks for the end of a section of unknown length. Returns how many bytes of `buf` it
+    /// may take, having moved on to the next section if it was found.
+    fn resync(&mut self, buf: &[u8], section: u32, flush: bool) -> usize {
+        // A footer may begin in bytes that are out already.
+        let out = self.torn.len();
+        let mut seam = std::mem::take(&mut self.torn);
+        seam.extend_from_slice(&buf[..buf.len().min(FOOTER_AND_TAG_BYTES)]);
+        let found = find_footer(&seam, section)
+            .and_then(|end| end.checked_sub(out))
+            .or_else(|| find_footer(buf, section));
+        if let Some(end) = found {
+            self.state = State::Sections;
+            return end;
+        }
+        let keep = if flush {
+            0
+        } else {
+            FOOTER_BYTES.min(buf.len())
+        };
+        let taken = buf.len() - keep;
+        seam.truncate(out);
+        seam.extend_from_slice(&buf[..taken]);
+        seam.drain(..seam.len().saturating_sub(FOOTER_BYTES));
+        self.torn = seam;
+        taken
     }
 
     /// Reads one unit at the start of `buf` and moves the state, or changes nothing and

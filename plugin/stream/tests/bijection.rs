@@ -176,3 +176,76 @@ fn an_unknown_section_is_skipped_to_its_footer() {
     assert_eq!(out, builder.bytes());
     assert_eq!(pages, 2);
 }
+
+/// A quiet source makes the tokenizer hand out what it has; that must not make it lose its
+/// place, wherever it happens.
+#[test]
+fn flushes_anywhere_before_the_pages_do_not_hide_them() {
+    let mut builder = StreamBuilder::new(4 * PAGE_BYTES as u64);
+    builder.raw(b"\x04\x00\x00\x00\x09\x03dev\x00\x00\x00\x00\x00\x00\x00\x01");
+    builder.raw(&[0x7e; 20]).raw(b"\x7e\x00\x00\x00\x09");
+    let head = builder.bytes().len();
+    builder.begin_part().page(0, &page(1));
+    builder.page(4096, &page(2)).end_ram_section();
+    let bytes = builder.bytes();
+    for size in 1..12 {
+        for cut in 0..=head {
+            // Flush in pieces of `size` up to `cut`, then hand over the rest at once.
+            let mut pieces = vec![(size, true); cut / size];
+            pieces.push((bytes.len(), false));
+            let (out, pages, _) = run(bytes, &pieces);
+            assert_eq!(out, bytes);
+            assert_eq!(pages, 2, "pieces of {size} up to {cut}");
+        }
+    }
+}
+
+/// What other QEMUs and options write: several blocks, post-copy's page sizes, XBZRLE
+/// deltas, multifd flushes, compressed pages of old versions.
+#[test]
+fn other_dialects_are_followed() {
+    let mut bytes = b"QEVM\0\0\0\x03".to_vec();
+    // POSTCOPY_ADVISE, then a block of huge pages with its page size, and a plain one.
+    bytes.extend(b"\x08\0\x03\0\x10\0\0\0\0\0\x20\x10\0\0\0\0\0\0\0\x10\0");
+    bytes.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    bytes.extend(0x40_1004u64.to_be_bytes());
+    bytes.extend(b"\x04huge");
+    bytes.extend(0x40_0000u64.to_be_bytes());
+    bytes.extend(0x20_0000u64.to_be_bytes());
+    bytes.extend(b"\x03rom");
+    bytes.extend(0x1000u64.to_be_bytes());
+    let end = |bytes: &mut Vec<u8>| {
+        bytes.extend(0x10u64.to_be_bytes());
+        bytes.extend(b"\x7e\0\0\0\x02");
+    };
+    end(&mut bytes);
+    let record = |bytes: &mut Vec<u8>, word: u64, block: &[u8], body: &[u8]| {
+        bytes.extend(word.to_be_bytes());
+        bytes.extend(block);
+        bytes.extend(body);
+    };
+    bytes.extend(b"\x02\0\0\0\x02");
+    record(&mut bytes, 0x08, b"\x04huge", &page(1));
+    record(&mut bytes, 0x1000 | 0x28, b"", &page(2));
+    record(&mut bytes, 0x200, b"", b"");
+    record(&mut bytes, 0x2000 | 0x60, b"", b"\x01\0\x03abc");
+    record(&mut bytes, 0x3000 | 0x120, b"", b"\0\0\0\x05zlib!");
+    record(&mut bytes, 0x08, b"\x03rom", &page(3));
+    end(&mut bytes);
+    let first_pass = bytes.len();
+    bytes.extend(b"\x02\0\0\0\x02");
+    record(&mut bytes, 0x08, b"\x04huge", &page(4));
+    end(&mut bytes);
+
+    assert_eq!(run(&bytes, &[(bytes.len(), false)]).1, 4);
+    let mut tokenizer = Tokenizer::new();
+    assert_eq!(
+        tokenizer.push(&bytes[..first_pass], false, |_| {}),
+        first_pass
+    );
+    assert!(!tokenizer.is_opaque());
+    assert!(!tokenizer.progress().first_pass_done());
+    // Going back to an earlier block is the next pass.
+    tokenizer.push(&bytes[first_pass..], false, |_| {});
+    assert!(tokenizer.progress().first_pass_done());
+}
