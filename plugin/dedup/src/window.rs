@@ -1,6 +1,6 @@
 //! The page window of the destination: contents that references may still need.
 //!
-//! Owns: the memory of the agreed budget, allocated once, touched only where filled.
+//! Owns: memory up to the agreed budget, taken as it fills and kept to the end.
 //! Must not: decide what stays; it obeys the defines of the source.
 
 use crate::{PAGE_BYTES, Page, Slot};
@@ -12,6 +12,8 @@ pub enum WindowError {
     OutOfBudget(Slot),
     /// A reference to a slot that nothing was put into.
     Undefined(Slot),
+    /// This host has no memory left for the window, less than was agreed.
+    NoMemory,
 }
 
 impl std::fmt::Display for WindowError {
@@ -23,25 +25,29 @@ impl std::fmt::Display for WindowError {
             Self::Undefined(slot) => {
                 write!(f, "page window slot {} was never filled", slot.0)
             }
+            Self::NoMemory => f.write_str("this host has no memory left for the page window"),
         }
     }
 }
 
 impl std::error::Error for WindowError {}
 
+/// Slots that get their memory together.
+const CHUNK_SLOTS: usize = 256;
+
 /// Contents by slot.
 pub struct PageWindow {
-    contents: Vec<u8>,
+    /// Empty until one of its slots is filled.
+    chunks: Vec<Vec<u8>>,
     defined: Vec<u64>,
     slots: u32,
 }
 
 impl PageWindow {
-    /// A window of `slots` empty slots. The memory is reserved now and used as it fills:
-    /// zeroed allocations of this size come straight from the kernel, untouched.
+    /// A window of `slots` empty slots. It takes memory as it fills, a MiB at a time.
     pub fn new(slots: u32) -> Self {
         Self {
-            contents: vec![0; slots as usize * PAGE_BYTES],
+            chunks: vec![Vec::new(); (slots as usize).div_ceil(CHUNK_SLOTS)],
             defined: vec![0; (slots as usize).div_ceil(64)],
             slots,
         }
@@ -58,8 +64,16 @@ impl PageWindow {
             return Err(WindowError::OutOfBudget(slot));
         }
         let index = slot.0 as usize;
+        let chunk = &mut self.chunks[index / CHUNK_SLOTS];
+        if chunk.is_empty() {
+            let bytes = CHUNK_SLOTS * PAGE_BYTES;
+            chunk
+                .try_reserve_exact(bytes)
+                .map_err(|_| WindowError::NoMemory)?;
+            chunk.resize(bytes, 0);
+        }
+        chunk[index % CHUNK_SLOTS * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
         self.defined[index / 64] |= 1 << (index % 64);
-        self.contents[index * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
         Ok(())
     }
 
@@ -72,8 +86,9 @@ impl PageWindow {
         if self.defined[index / 64] & (1 << (index % 64)) == 0 {
             return Err(WindowError::Undefined(slot));
         }
-        self.contents[index * PAGE_BYTES..][..PAGE_BYTES]
-            .try_into()
-            .map_err(|_| WindowError::OutOfBudget(slot))
+        self.chunks[index / CHUNK_SLOTS]
+            .get(index % CHUNK_SLOTS * PAGE_BYTES..)
+            .and_then(|rest| rest.first_chunk())
+            .ok_or(WindowError::Undefined(slot))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
@@ -19,7 +19,7 @@ use vmgang_wire::{Direction, Frame};
 
 use crate::connection::HeavyFrame;
 use crate::encode::ChannelEncoder;
-use crate::gate::{CHUNK_BYTES, HELD_PAUSE, StoppedGuest, held_read_bytes};
+use crate::gate::{CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle};
 use crate::source::{Shared, SourceEvent};
 
 /// Room for a chunk and for the longest unit the tokenizer may leave behind.
@@ -30,6 +30,9 @@ const SMALL_READ_BYTES: usize = 64 * 1024;
 const COMPANY: Duration = Duration::from_millis(1);
 /// After so long without a byte, the start of a record that is not complete is sent on.
 const QUIET: Duration = Duration::from_millis(5);
+
+/// A held stream that is not understood counts as idle when no more than this came at once.
+const UNREADABLE_IDLE_BYTES: usize = 4096;
 
 /// What arrives for a channel from the peer.
 #[derive(Debug)]
@@ -66,121 +69,178 @@ pub(crate) enum ChannelError {
     Encoder(io::Error),
     #[error("the source QEMU ended its stream before the guest was stopped")]
     CutShort,
+    #[error("the destination QEMU hung up before the guest was stopped")]
+    DestinationQuit,
 }
 
-/// Serves a connection to its end and reports how it ended.
-pub(crate) async fn serve(shared: Arc<Shared>, member: usize, connection: UnixStream) {
-    let (reader, writer) = connection.into_split();
-    let (channel, port, returns) = shared.open_channel(member);
-    shared.report(SourceEvent::ChannelOpened { member });
-    let stream_ended = watch::Sender::new(false);
-    let result = tokio::try_join!(
-        send_stream(&shared, member, channel, &port, reader, &stream_ended),
-        write_returns(
-            &shared,
-            member,
-            channel,
-            &port,
-            returns,
-            writer,
-            &stream_ended
-        ),
-    );
-    shared.close_channel(channel);
-    let error = match result {
-        Ok((Ending { cut_short: false }, ())) => {
-            return shared.report(SourceEvent::StreamEnded { member });
-        }
-        Ok((Ending { cut_short: true }, ())) => ChannelError::CutShort.to_string(),
-        Err(error) => {
-            let text = error.to_string();
-            shared.queue.send(&Frame::Reset {
-                channel,
-                text: text.clone(),
-            });
-            text
-        }
-    };
-    shared.report(SourceEvent::MemberFailed { member, error });
-}
-
-/// How a stream ended that was read to its end.
-struct Ending {
-    /// QEMU gave up: a migration that succeeds stops the guest first.
-    cut_short: bool,
-}
-
-async fn send_stream(
-    shared: &Arc<Shared>,
+/// One accepted connection, announced to the peer.
+pub(crate) struct Channel {
+    id: u32,
     member: usize,
-    channel: u32,
-    port: &ChannelPort,
-    reader: OwnedReadHalf,
-    stream_ended: &watch::Sender<bool>,
-) -> Result<Ending, ChannelError> {
-    let mut encoder = ChannelEncoder::new(
-        channel,
-        Member(member as u16),
-        shared.key.clone(),
-        shared.techniques,
-    )
-    .map_err(ChannelError::Encoder)?;
-    let mut released = shared.gate.released(member);
-    let mut stopped: Option<StoppedGuest> = None;
-    let mut first_pass_done = false;
-    let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-    let mut filled = 0;
-    loop {
-        let mut limit = CHUNK_BYTES;
-        if stopped.is_none() {
-            shared.gate.give_way().await;
-            if first_pass_done && shared.gate.holds(member) {
-                limit = held_read_bytes(encoder.progress(), filled);
-                // A release ends the pause; so does its sender going away.
-                let _ = timeout(HELD_PAUSE, released.wait_for(|released| *released)).await;
-                if *released.borrow() {
-                    limit = CHUNK_BYTES;
+    /// The member's first connection, which carries the migration stream itself.
+    main: bool,
+    port: ChannelPort,
+    returns: mpsc::UnboundedReceiver<ReturnEvent>,
+}
+
+/// What the two directions of a channel know of each other.
+#[derive(Debug, Default)]
+struct Shape {
+    /// The stream was read to its end.
+    stream_ended: watch::Sender<bool>,
+    /// The guest is stopped, or the stream is not understood and cannot tell.
+    may_end: AtomicBool,
+}
+
+impl Channel {
+    /// Takes the next channel id and tells the peer.
+    pub(crate) fn open(shared: &Shared, member: usize, main: bool) -> Self {
+        let (id, port, returns) = shared.open_channel(member);
+        shared.report(SourceEvent::ChannelOpened { member });
+        Self {
+            id,
+            member,
+            main,
+            port,
+            returns,
+        }
+    }
+
+    /// Serves the connection to its end and reports how it ended.
+    pub(crate) async fn serve(mut self, shared: Arc<Shared>, connection: UnixStream) {
+        let (reader, writer) = connection.into_split();
+        let shape = Shape::default();
+        let (_, unused) = mpsc::unbounded_channel();
+        let returns = std::mem::replace(&mut self.returns, unused);
+        let result = tokio::try_join!(
+            self.send_stream(&shared, reader, &shape),
+            self.write_returns(&shared, returns, writer, &shape),
+        );
+        shared.close_channel(self.id);
+        let member = self.member;
+        match result {
+            Ok(_) => shared.report(SourceEvent::StreamEnded { member }),
+            Err(error) => {
+                let error = error.to_string();
+                shared.queue.send(&Frame::Reset {
+                    channel: self.id,
+                    text: error.clone(),
+                });
+                shared.report(SourceEvent::MemberFailed { member, error });
+            }
+        }
+    }
+
+    async fn send_stream(
+        &self,
+        shared: &Arc<Shared>,
+        reader: OwnedReadHalf,
+        shape: &Shape,
+    ) -> Result<(), ChannelError> {
+        let member = self.member;
+        let mut encoder = ChannelEncoder::new(
+            self.id,
+            Member(member as u16),
+            shared.key.clone(),
+            shared.techniques,
+        )
+        .map_err(ChannelError::Encoder)?;
+        let mut watch = MainStream {
+            main: self.main,
+            first_pass_done: false,
+            unreadable: false,
+            stopped: None,
+        };
+        let mut released = shared.gate.released(member);
+        let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
+        let mut filled = 0;
+        let mut last_read = CHUNK_BYTES;
+        loop {
+            let mut limit = CHUNK_BYTES;
+            let mut urgent = watch.stopped.is_some();
+            if !urgent {
+                shared.gate.give_way().await;
+                if shared.gate.holds(member) {
+                    urgent = watch.first_pass_done;
+                    if watch.trickles(&encoder, filled, last_read) {
+                        limit = HELD_IDLE_BYTES;
+                        // A release ends the pause; so does its sender going away.
+                        let _ = timeout(HELD_PAUSE, released.wait_for(|released| *released)).await;
+                    }
                 }
             }
-        }
-        let end = (filled + limit).min(buffer.len());
-        let fill = fill(&reader, &mut buffer[..end], filled, stopped.is_some())
-            .await
-            .map_err(ChannelError::Read)?;
-        let flush = match fill {
-            Fill::Bytes(bytes) => {
-                filled += bytes;
-                false
+            let end = (filled + limit).min(buffer.len());
+            let fill = fill(&reader, &mut buffer[..end], filled, urgent)
+                .await
+                .map_err(ChannelError::Read)?;
+            let flush = match fill {
+                Fill::Bytes(bytes) => {
+                    filled += bytes;
+                    last_read = bytes;
+                    false
+                }
+                Fill::Quiet | Fill::End => true,
+            };
+            let covered = tokio::task::block_in_place(|| encoder.chunk(&buffer[..filled], flush));
+            // Before the bytes wait for their turn: a stopped guest must not queue.
+            watch.look(shared, member, &encoder, shape);
+            if covered > 0 {
+                let bytes = &buffer[..covered];
+                send_chunk(shared, member, &self.port, &mut encoder, bytes).await?;
+                buffer.copy_within(covered..filled, 0);
+                filled -= covered;
             }
-            Fill::Quiet | Fill::End => true,
-        };
-        let covered = tokio::task::block_in_place(|| encoder.chunk(&buffer[..filled], flush));
-        if covered > 0 {
-            send_chunk(shared, member, port, &mut encoder, &buffer[..covered]).await?;
-            buffer.copy_within(covered..filled, 0);
-            filled -= covered;
+            if matches!(fill, Fill::End) && filled == 0 {
+                if self.main && !shape.may_end.load(Relaxed) {
+                    return Err(ChannelError::CutShort);
+                }
+                shared.queue.send(&Frame::Finish { channel: self.id });
+                shape.stream_ended.send_replace(true);
+                return Ok(());
+            }
         }
+    }
+}
+
+/// What a member's main stream has shown so far.
+struct MainStream {
+    main: bool,
+    first_pass_done: bool,
+    unreadable: bool,
+    stopped: Option<StoppedGuest>,
+}
+
+impl MainStream {
+    /// Reports what the last chunk has shown.
+    fn look(&mut self, shared: &Shared, member: usize, encoder: &ChannelEncoder, shape: &Shape) {
         let progress = encoder.progress();
-        if progress.first_pass_done() && !first_pass_done {
-            first_pass_done = true;
+        if progress.first_pass_done() && !self.first_pass_done {
+            self.first_pass_done = true;
             shared.live.first_pass_done(member);
             shared.report(SourceEvent::FirstPassDone { member });
         }
-        if progress.guest_stopped() && stopped.is_none() {
-            stopped = Some(shared.gate.guest_stopped());
+        if progress.guest_stopped() && self.stopped.is_none() {
+            self.stopped = Some(shared.gate.guest_stopped());
+            shape.may_end.store(true, Relaxed);
             shared.live.guest_stopped(member);
             shared.report(SourceEvent::GuestStopped {
                 member,
                 at: Instant::now(),
             });
         }
-        if matches!(fill, Fill::End) && filled == 0 {
-            shared.queue.send(&Frame::Finish { channel });
-            stream_ended.send_replace(true);
-            return Ok(Ending {
-                cut_short: progress.begun() && !progress.guest_stopped(),
-            });
+        if self.main && encoder.is_opaque() && !self.first_pass_done && !self.unreadable {
+            self.unreadable = true;
+            shape.may_end.store(true, Relaxed);
+            shared.report(SourceEvent::Unreadable { member });
         }
+    }
+
+    /// Whether a held QEMU makes nothing but empty passes now, as far as can be told.
+    fn trickles(&self, encoder: &ChannelEncoder, unread: usize, last_read: usize) -> bool {
+        if self.unreadable {
+            return last_read < UNREADABLE_IDLE_BYTES;
+        }
+        self.first_pass_done && is_idle(encoder.progress(), unread)
     }
 }
 
@@ -213,12 +273,7 @@ async fn send_chunk(
             (encoder.order(&mut order), shared.queue.promise())
         };
         let built = encoder.build(bytes, ordered);
-        shared.live.frame(
-            member,
-            &built.costs,
-            built.literal_bytes,
-            built.bytes.len() as u64,
-        );
+        shared.live.frame(member, &built);
         // The backlog is bytes on the wire: give back what encoding saved.
         if let Some(surplus) = (permits as usize)
             .checked_sub(built.bytes.len())
@@ -282,68 +337,74 @@ async fn fill(
     }
 }
 
-async fn write_returns(
-    shared: &Arc<Shared>,
-    member: usize,
-    channel: u32,
-    port: &ChannelPort,
-    mut returns: mpsc::UnboundedReceiver<ReturnEvent>,
-    mut writer: OwnedWriteHalf,
-    stream_ended: &watch::Sender<bool>,
-) -> Result<(), ChannelError> {
-    let mut released = shared.gate.released(member);
-    let mut path = ReturnPath::new(!*released.borrow());
-    let mut waiting: Vec<u8> = Vec::new();
-    let mut finished = false;
-    loop {
-        if *released.borrow() {
-            path.release();
-        }
-        let passable = path.passable(&waiting);
-        if path.ack_withheld() && shared.gate.withhold_ack(member) {
-            shared.report(SourceEvent::AckWithheld { member });
-        }
-        if passable > 0 {
-            match writer.write_all(&waiting[..passable]).await {
-                Ok(()) => {}
-                // QEMU has written all it had and left without reading the rest.
-                Err(_) if *stream_ended.borrow() => {}
-                Err(error) => return Err(ChannelError::Write(error)),
+impl Channel {
+    async fn write_returns(
+        &self,
+        shared: &Arc<Shared>,
+        mut returns: mpsc::UnboundedReceiver<ReturnEvent>,
+        mut writer: OwnedWriteHalf,
+        shape: &Shape,
+    ) -> Result<(), ChannelError> {
+        let (channel, member) = (self.id, self.member);
+        let mut released = shared.gate.released(member);
+        let mut path = ReturnPath::new(!*released.borrow());
+        let mut waiting: Vec<u8> = Vec::new();
+        let mut finished = false;
+        loop {
+            if *released.borrow() {
+                path.release();
             }
-            waiting.drain(..passable);
-            port.return_outstanding.fetch_sub(passable as u64, Relaxed);
-            shared.queue.send(&Frame::Credit {
-                channel,
-                direction: Direction::Return,
-                bytes: passable as u32,
-            });
+            let passable = path.passable(&waiting);
+            if path.ack_withheld() && shared.gate.withhold_ack(member) {
+                shared.report(SourceEvent::AckWithheld { member });
+            }
+            if passable > 0 {
+                match writer.write_all(&waiting[..passable]).await {
+                    Ok(()) => {}
+                    // QEMU has written all it had and left without reading the rest.
+                    Err(_) if *shape.stream_ended.borrow() => {}
+                    Err(error) => return Err(ChannelError::Write(error)),
+                }
+                waiting.drain(..passable);
+                self.port
+                    .return_outstanding
+                    .fetch_sub(passable as u64, Relaxed);
+                shared.queue.send(&Frame::Credit {
+                    channel,
+                    direction: Direction::Return,
+                    bytes: passable as u32,
+                });
+            }
+            if finished {
+                if self.main && !shape.may_end.load(Relaxed) {
+                    return Err(ChannelError::DestinationQuit);
+                }
+                // What is still withheld stays so: its destination is gone.
+                let _ = writer.shutdown().await;
+                break;
+            }
+            tokio::select! {
+                event = returns.recv() => match event {
+                    Some(ReturnEvent::Bytes(bytes)) => waiting.extend_from_slice(&bytes),
+                    Some(ReturnEvent::Finished) => finished = true,
+                    Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
+                    None => return Err(ChannelError::Session),
+                },
+                // The sender lives in `shared`; the top of the loop looks what changed.
+                _ = released.changed() => {}
+            }
         }
-        if finished {
-            // What is still withheld stays so: its destination is gone.
-            let _ = writer.shutdown().await;
-            break;
-        }
-        tokio::select! {
-            event = returns.recv() => match event {
-                Some(ReturnEvent::Bytes(bytes)) => waiting.extend_from_slice(&bytes),
-                Some(ReturnEvent::Finished) => finished = true,
-                Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
-                None => return Err(ChannelError::Session),
-            },
-            // The sender lives in `shared`; the top of the loop looks what changed.
-            _ = released.changed() => {}
-        }
-    }
-    // A destination that has hung up may still find out that it cannot take the stream.
-    let mut ended = stream_ended.subscribe();
-    loop {
-        tokio::select! {
-            event = returns.recv() => match event {
-                Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
-                Some(_) => {}
-                None => return Err(ChannelError::Session),
-            },
-            _ = ended.wait_for(|ended| *ended) => return Ok(()),
+        // A destination that has hung up may still find out that it cannot take the stream.
+        let mut ended = shape.stream_ended.subscribe();
+        loop {
+            tokio::select! {
+                event = returns.recv() => match event {
+                    Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
+                    Some(_) => {}
+                    None => return Err(ChannelError::Session),
+                },
+                _ = ended.wait_for(|ended| *ended) => return Ok(()),
+            }
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 
-use vmgang_wire::payload::Costs;
+use crate::encode::Built;
 
 /// Bytes saved, by how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,6 +83,12 @@ pub(crate) struct Live {
     uniform: AtomicI64,
     intra_vm: AtomicI64,
     cross_vm: AtomicI64,
+    /// Collapsed record headers, less what operations and lengths cost.
+    structure: AtomicI64,
+    /// What zstd took off payloads.
+    zstd: AtomicI64,
+    /// Payload bytes sent; everything else on the wire is overhead.
+    payload_bytes: AtomicU64,
     members: Vec<LiveMember>,
 }
 
@@ -94,7 +100,7 @@ struct LiveMember {
     guest_stopped: AtomicBool,
 }
 
-/// Which group of [`Costs::reference`] a reference counts in.
+/// Which group of `payload::Costs::reference` a reference counts in.
 pub(crate) const GROUP_INTRA_VM: usize = 0;
 /// See [`GROUP_INTRA_VM`].
 pub(crate) const GROUP_CROSS_VM: usize = 1;
@@ -108,7 +114,8 @@ impl Live {
     }
 
     /// Counts one DATA frame of `member`.
-    pub(crate) fn frame(&self, member: usize, costs: &Costs, literal: u64, frame_bytes: u64) {
+    pub(crate) fn frame(&self, member: usize, built: &Built) {
+        let costs = &built.costs;
         let saved = |cost: vmgang_wire::payload::Cost| cost.stream as i64 - cost.payload as i64;
         let stream = costs.literal.stream
             + costs.zero.stream
@@ -116,7 +123,18 @@ impl Live {
             + costs.reference[GROUP_INTRA_VM].stream
             + costs.reference[GROUP_CROSS_VM].stream;
         self.stream_bytes.fetch_add(stream, Relaxed);
-        self.literal_bytes.fetch_add(literal, Relaxed);
+        self.literal_bytes.fetch_add(built.literal_bytes, Relaxed);
+        let spent = costs.literal.payload
+            + costs.zero.payload
+            + costs.uniform.payload
+            + costs.reference[GROUP_INTRA_VM].payload
+            + costs.reference[GROUP_CROSS_VM].payload;
+        let length_field = built.raw_bytes as i64 - spent as i64;
+        self.structure
+            .fetch_add(saved(costs.literal) - length_field, Relaxed);
+        self.zstd
+            .fetch_add(built.raw_bytes as i64 - built.payload_bytes as i64, Relaxed);
+        self.payload_bytes.fetch_add(built.payload_bytes, Relaxed);
         self.zero.fetch_add(saved(costs.zero), Relaxed);
         self.uniform.fetch_add(saved(costs.uniform), Relaxed);
         self.intra_vm
@@ -125,7 +143,9 @@ impl Live {
             .fetch_add(saved(costs.reference[GROUP_CROSS_VM]), Relaxed);
         if let Some(member) = self.members.get(member) {
             member.stream_bytes.fetch_add(stream, Relaxed);
-            member.wire_bytes.fetch_add(frame_bytes, Relaxed);
+            member
+                .wire_bytes
+                .fetch_add(built.bytes.len() as u64, Relaxed);
         }
     }
 
@@ -144,14 +164,16 @@ impl Live {
     pub(crate) fn snapshot(&self) -> SessionCounters {
         let stream = self.stream_bytes.load(Relaxed);
         let wire = self.wire_bytes.load(Relaxed);
-        let mut saved = Saved {
+        // Frames, TLS, credits, return paths, keep-alive.
+        let overhead = wire as i64 - self.payload_bytes.load(Relaxed) as i64;
+        let saved = Saved {
             zero: self.zero.load(Relaxed),
             uniform: self.uniform.load(Relaxed),
             intra_vm: self.intra_vm.load(Relaxed),
             cross_vm: self.cross_vm.load(Relaxed),
+            compression: self.structure.load(Relaxed) + self.zstd.load(Relaxed) - overhead,
             ..Saved::default()
         };
-        saved.compression = stream as i64 - wire as i64 - saved.total();
         SessionCounters {
             qemu_stream_bytes: stream,
             wire_bytes: wire,

@@ -5,6 +5,7 @@
 //! bounded by the credit it was granted.
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,14 +24,16 @@ use crate::connection::{
 use crate::decode::Decoder;
 use crate::destination::{Admission, DestinationHost};
 use crate::encode::frame_digest;
-use crate::offer::Offer;
-use crate::runtime_dir::JobDir;
+use crate::offer::{Offer, SocketOwner};
+use crate::runtime_dir::{JobDir, Side};
 
 /// Stream bytes a channel may have under way: enough for a fast link, and little enough
 /// that QEMU's own estimate of the link stays honest.
 const CHANNEL_CREDIT_BYTES: u32 = 8 * 1024 * 1024;
 /// Delivered bytes are credited back in steps of at least this, or when nothing waits.
 const CREDIT_STEP_BYTES: u32 = 512 * 1024;
+/// How often a source may ask how a member ended: each costs a call of libvirt.
+const OUTCOME_REQUESTS_MAX: u8 = 4;
 /// Most return path bytes in one frame.
 const RETURN_BYTES: usize = 64 * 1024;
 
@@ -123,6 +126,9 @@ struct Session<'a> {
     queue: FrameQueue,
     decoder: Decoder,
     sockets: JobDir,
+    owners: Vec<SocketOwner>,
+    /// How often the source has asked how each member ended.
+    outcome_requests: Vec<u8>,
     channels: HashMap<u32, Channel>,
     last_channel: u32,
     tasks: JoinSet<()>,
@@ -136,13 +142,13 @@ impl<'a> Session<'a> {
             .iter()
             .map(|member| member.fixed_owner.unwrap_or(job.admission.socket_owner))
             .collect();
-        let sockets =
-            JobDir::create(&job.runtime_dir, job.hello.job, &owners).map_err(|error| {
-                format!(
-                    "the destination cannot make {} for the migration sockets: {error}",
-                    job.runtime_dir.display()
-                )
-            })?;
+        let sockets = JobDir::create(&job.runtime_dir, job.hello.job, &owners, Side::Destination)
+            .map_err(|error| {
+            format!(
+                "the destination cannot make {} for the migration sockets: {error}",
+                job.runtime_dir.display()
+            )
+        })?;
         let decoder = Decoder::new(key.clone(), job.admission.window_budget_bytes)
             .map_err(|error| format!("the destination cannot set up decompression: {error}"))?;
         Ok(Self {
@@ -151,6 +157,8 @@ impl<'a> Session<'a> {
             queue,
             decoder,
             sockets,
+            outcome_requests: vec![0; owners.len()],
+            owners,
             channels: HashMap::new(),
             last_channel: 0,
             tasks: JoinSet::new(),
@@ -239,6 +247,11 @@ impl<'a> Session<'a> {
                 let Some(offered) = self.job.hello.members.get(usize::from(member)) else {
                     return Err("the source asks about a member there is not".to_owned());
                 };
+                let asked = &mut self.outcome_requests[usize::from(member)];
+                *asked += 1;
+                if *asked > OUTCOME_REQUESTS_MAX {
+                    return Err("the source asks about a member again and again".to_owned());
+                }
                 let (host, uuid, queue) = (self.job.host.clone(), offered.uuid, self.queue.clone());
                 self.tasks.spawn(async move {
                     let outcome = tokio::task::spawn_blocking(move || host.outcome(uuid)).await;
@@ -273,7 +286,7 @@ impl<'a> Session<'a> {
             return_outstanding: Arc::new(AtomicU64::new(0)),
             finished: false,
         };
-        match connect(&self.sockets.socket(member)).await {
+        match connect(&self.sockets.socket(member), self.owners[member]).await {
             Ok(connection) => {
                 let pump = Pump {
                     channel,
@@ -294,8 +307,21 @@ impl<'a> Session<'a> {
     }
 }
 
-async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
-    UnixStream::connect(socket).await
+/// Connects to what listens there, if it is a socket of that user. The directory is QEMU's:
+/// a guest that has broken out could put a link to another socket into it.
+async fn connect(socket: &Path, owner: SocketOwner) -> std::io::Result<UnixStream> {
+    if !std::fs::symlink_metadata(socket)?.file_type().is_socket() {
+        return Err(std::io::Error::other(
+            "there is something else in its place",
+        ));
+    }
+    let connection = UnixStream::connect(socket).await?;
+    match connection.peer_cred()?.uid() {
+        uid if uid == owner.uid || uid == 0 => Ok(connection),
+        uid => Err(std::io::Error::other(format!(
+            "user {uid} listens in its place"
+        ))),
+    }
 }
 
 /// Moves bytes between one channel and its QEMU.

@@ -71,6 +71,10 @@ pub(crate) struct Built {
     pub costs: Costs,
     /// Literal bytes in it, before compression.
     pub literal_bytes: u64,
+    /// Its payload before compression.
+    pub raw_bytes: u64,
+    /// Its payload as it is sent.
+    pub payload_bytes: u64,
 }
 
 /// Encodes one channel. For each chunk: [`chunk`](Self::chunk), then
@@ -113,6 +117,11 @@ impl ChannelEncoder {
 
     pub(crate) fn progress(&self) -> &Progress {
         self.tokenizer.progress()
+    }
+
+    /// Nothing of this stream is understood, now or any more.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.tokenizer.is_opaque()
     }
 
     /// Tokenises and hashes what is unread of the stream; returns how many bytes the next
@@ -239,6 +248,8 @@ impl ChannelEncoder {
             bytes: out,
             costs,
             literal_bytes,
+            raw_bytes: self.raw.len() as u64,
+            payload_bytes: payload.len() as u64,
         }
     }
 

@@ -17,20 +17,16 @@ pub(crate) const HELD_PAUSE: Duration = Duration::from_millis(50);
 /// What an idle held member is read at a time: ten empty passes. QEMU, blocked in its
 /// socket, then makes no more than those, instead of tens of thousands a second that would
 /// each send libvirtd an event.
-const HELD_IDLE_BYTES: usize = 180;
+pub(crate) const HELD_IDLE_BYTES: usize = 180;
 /// An empty RAM section is 18 bytes; more than this unread is the start of a page.
 const EMPTY_SECTIONS_BYTES: usize = 36;
 /// Longest wait for members whose guests are stopped, so that a stuck one stops nobody.
 const RIGHT_OF_WAY: Duration = Duration::from_millis(250);
 
-/// How much to read from a held member whose first pass is done; `unread` bytes of it wait
-/// in the buffer already.
-pub(crate) fn held_read_bytes(progress: &Progress, unread: usize) -> usize {
-    if progress.tail_is_empty_part() && unread <= EMPTY_SECTIONS_BYTES {
-        HELD_IDLE_BYTES
-    } else {
-        CHUNK_BYTES
-    }
+/// Whether a member whose first pass is done makes nothing but empty passes; `unread` bytes
+/// of its stream wait in the buffer.
+pub(crate) fn is_idle(progress: &Progress, unread: usize) -> bool {
+    progress.tail_is_empty_part() && unread <= EMPTY_SECTIONS_BYTES
 }
 
 /// The gate of one session.
@@ -118,11 +114,11 @@ mod tests {
         }
         let mut tokenizer = Tokenizer::new();
         tokenizer.push(&builder.bytes()[..busy], false, |_| {});
-        assert_eq!(held_read_bytes(tokenizer.progress(), 0), CHUNK_BYTES);
+        assert!(!is_idle(tokenizer.progress(), 0));
         tokenizer.push(&builder.bytes()[busy..], false, |_| {});
-        assert_eq!(held_read_bytes(tokenizer.progress(), 0), HELD_IDLE_BYTES);
+        assert!(is_idle(tokenizer.progress(), 0));
         // A torn empty section does not open the tap; the start of a page does.
-        assert_eq!(held_read_bytes(tokenizer.progress(), 17), HELD_IDLE_BYTES);
-        assert_eq!(held_read_bytes(tokenizer.progress(), 100), CHUNK_BYTES);
+        assert!(is_idle(tokenizer.progress(), 17));
+        assert!(!is_idle(tokenizer.progress(), 100));
     }
 }

@@ -31,3 +31,4 @@ pub use runtime_dir::sweep_runtime_dir;
 pub use source::{SourceError, SourceEvent, SourceOptions, SourceSession};
 pub use technique::Techniques;
 pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport};
+pub use vmgang_wire::MEMBERS_MAX;

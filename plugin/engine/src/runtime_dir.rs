@@ -19,6 +19,15 @@ const SOCKET: &str = "stream.sock";
 /// A unix socket path is at most 107 bytes and its terminator.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// Who makes the sockets in a job's directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// This daemon; QEMU's user may only pass through.
+    Source,
+    /// QEMU; the directory is its user's.
+    Destination,
+}
+
 /// The directories of one job; removed on drop.
 #[derive(Debug)]
 pub(crate) struct JobDir {
@@ -32,6 +41,7 @@ impl JobDir {
         runtime_dir: &Path,
         job: Uuid,
         owners: &[SocketOwner],
+        side: Side,
     ) -> io::Result<Self> {
         let path = runtime_dir.join(MIGRATE).join(job.simple().to_string());
         let longest = path
@@ -59,8 +69,12 @@ impl JobDir {
         let dir = Self { path };
         for (member, owner) in owners.iter().enumerate() {
             let member_dir = dir.member(member);
-            fs::DirBuilder::new().mode(0o700).create(&member_dir)?;
-            std::os::unix::fs::chown(&member_dir, Some(owner.uid), Some(owner.gid))?;
+            let (mode, uid) = match side {
+                Side::Source => (0o710, None),
+                Side::Destination => (0o700, Some(owner.uid)),
+            };
+            fs::DirBuilder::new().mode(mode).create(&member_dir)?;
+            std::os::unix::fs::chown(&member_dir, uid, Some(owner.gid))?;
         }
         Ok(dir)
     }
@@ -121,14 +135,23 @@ mod tests {
             uid: me.uid(),
             gid: me.gid(),
         };
-        let dir = JobDir::create(runtime.path(), Uuid::from_u128(1), &[owner, owner]).unwrap();
+        let dir = JobDir::create(
+            runtime.path(),
+            Uuid::from_u128(1),
+            &[owner, owner],
+            Side::Destination,
+        )
+        .unwrap();
         let mode = fs::metadata(dir.member(1)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let path = dir.path.clone();
         drop(dir);
         assert!(!path.exists());
 
-        let dir = JobDir::create(runtime.path(), Uuid::from_u128(2), &[owner]).unwrap();
+        let dir =
+            JobDir::create(runtime.path(), Uuid::from_u128(2), &[owner], Side::Source).unwrap();
+        let mode = fs::metadata(dir.member(0)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o710);
         let path = dir.path.clone();
         std::mem::forget(dir);
         fs::write(runtime.path().join(MIGRATE).join("not-ours"), b"").unwrap();
@@ -141,7 +164,7 @@ mod tests {
     fn a_runtime_dir_too_deep_for_sockets_is_refused_with_the_reason() {
         let runtime = tempfile::tempdir().unwrap();
         let deep = runtime.path().join("d".repeat(60));
-        let error = JobDir::create(&deep, Uuid::from_u128(1), &[]).unwrap_err();
+        let error = JobDir::create(&deep, Uuid::from_u128(1), &[], Side::Source).unwrap_err();
         assert!(error.to_string().contains("runtime_dir"), "{error}");
         assert!(!deep.exists());
     }

@@ -25,7 +25,7 @@ use vmgang_wire::{
     Welcome, WireError,
 };
 
-use crate::channel_source::{ChannelPort, ReturnEvent, serve};
+use crate::channel_source::{Channel, ChannelPort, ReturnEvent};
 use crate::connection::{
     BandwidthCap, FrameQueue, FrameReader, ReadError, frame_queue, write_frames,
 };
@@ -33,7 +33,7 @@ use crate::counters::Live;
 use crate::encode::{SessionOrder, frame_digest};
 use crate::gate::Gate;
 use crate::peer::{self, Counted};
-use crate::runtime_dir::JobDir;
+use crate::runtime_dir::{JobDir, Side};
 use crate::{
     MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport,
 };
@@ -85,6 +85,10 @@ pub enum SourceError {
     Protocol { peer: PeerAddress, reason: String },
     #[error("cannot make the migration sockets in {}: {error}", path.display())]
     Sockets { path: PathBuf, error: io::Error },
+    #[error(
+        "a session takes 1 to {MEMBERS_MAX} members and a socket owner for each, not {members}; migrate fewer at a time"
+    )]
+    Members { members: usize },
     #[error("the session with the peer has ended")]
     Ended,
 }
@@ -96,6 +100,9 @@ pub enum SourceEvent {
     ChannelOpened { member: usize },
     /// Every page has been sent once.
     FirstPassDone { member: usize },
+    /// The member's stream is not understood (any more) before its first pass has ended: the
+    /// end of that pass will not be seen.
+    Unreadable { member: usize },
     /// The destination is ready to switch over, and the source has not been told.
     AckWithheld { member: usize },
     /// The guest is stopped now: what follows is downtime.
@@ -198,10 +205,9 @@ impl SourceSession {
         options: SourceOptions,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), SourceError> {
         let members = options.offer.members.len();
-        assert!(
-            members == options.socket_owners.len() && (1..=MEMBERS_MAX).contains(&members),
-            "one socket owner per member, and 1 to {MEMBERS_MAX} members"
-        );
+        if members != options.socket_owners.len() || !(1..=MEMBERS_MAX).contains(&members) {
+            return Err(SourceError::Members { members });
+        }
         let live = Live::new(members);
         let connection = open(&options, &live).await?;
         let key = session_key();
@@ -233,6 +239,7 @@ impl SourceSession {
             &options.runtime_dir,
             options.offer.job,
             &options.socket_owners,
+            Side::Source,
         )
         .map_err(|error| SourceError::Sockets {
             path: options.runtime_dir.clone(),
@@ -434,6 +441,8 @@ async fn welcome(
     }
 }
 
+/// Listens for a member. Its QEMU's user can reach the socket, but not replace it: the
+/// directory is root's.
 fn listen(sockets: &JobDir, member: usize, owner: SocketOwner) -> io::Result<UnixListener> {
     let path = sockets.socket(member);
     let listener = UnixListener::bind(&path)?;
@@ -445,6 +454,7 @@ fn listen(sockets: &JobDir, member: usize, owner: SocketOwner) -> io::Result<Uni
 /// Accepts a member's connections and serves each until it ends.
 async fn accept(shared: Arc<Shared>, member: usize, owner: SocketOwner, listener: UnixListener) {
     let mut channels = JoinSet::new();
+    let mut connected = false;
     loop {
         while channels.try_join_next().is_some() {}
         let connection = match listener.accept().await {
@@ -475,7 +485,10 @@ async fn accept(shared: Arc<Shared>, member: usize, owner: SocketOwner, listener
             tracing::warn!(member, "refused a connection: too many in this session");
             continue;
         }
-        channels.spawn(serve(shared.clone(), member, connection));
+        // Opened here, not in the task: QEMU tells its connections apart by their order.
+        let main = !std::mem::replace(&mut connected, true);
+        let channel = Channel::open(&shared, member, main);
+        channels.spawn(channel.serve(shared.clone(), connection));
     }
 }
 
