@@ -1,5 +1,7 @@
 # What people type. Every target does its own set-up and is safe to run twice.
 PREFIX  ?= /usr
+# Options of the benchmark, such as BENCH='--link 100mbit --repetitions 3'.
+BENCH   ?=
 DESTDIR ?=
 CARGO   ?= cargo
 # `CARGO_TARGET_DIR` moves everything that is built, the lab's cache included.
@@ -42,10 +44,12 @@ test: stage lint ## everything: unit, property, session and lab tests with real 
 	fi
 
 demo: stage ## four guests move together from one host to another, beside stock virsh
-	$(CARGO) run --release --locked -q -p vmgang-bench --bin demo
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/demo"
 
 bench: stage ## the table of docs/benchmarks.md, all contenders in one run
-	$(CARGO) run --release --locked -q -p vmgang-bench --bin bench
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/bench" --json "$(CARGO_TARGET_DIR)/bench.json" $(BENCH)
 
 deny: ## licences and advisories of the dependencies
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny

@@ -181,3 +181,40 @@ fn closed(error: io::Error) -> ReadError {
         ReadError::Io(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cap_holds_on_average_and_can_be_lifted() {
+        let (mut near, far) = tokio::io::duplex(1 << 22);
+        let (queue, queued) = frame_queue();
+        let cap = BandwidthCap::default();
+        cap.set(Some(100_000));
+        let writing = tokio::spawn(write_frames(far, queued, cap.clone()));
+        let backlog = Arc::new(tokio::sync::Semaphore::new(10));
+        let send = || {
+            let backlog = backlog.clone().try_acquire_owned().unwrap();
+            let bytes = vec![7; 50_000];
+            queue.promise().send(HeavyFrame { bytes, backlog }).unwrap();
+        };
+        let start = Instant::now();
+        let mut received = vec![0; 200_000];
+        (0..4).for_each(|_| send());
+        near.read_exact(&mut received).await.unwrap();
+        // The first leaves at once, each of the others half a second after the one before.
+        let capped = start.elapsed();
+        assert!(capped >= Duration::from_millis(1500), "{capped:?}");
+        assert!(capped < Duration::from_millis(1600), "{capped:?}");
+        cap.set(None);
+        send();
+        near.read_exact(&mut received[..50_000]).await.unwrap();
+        let lifted = Instant::now();
+        send();
+        near.read_exact(&mut received[..50_000]).await.unwrap();
+        assert!(lifted.elapsed() < Duration::from_millis(10));
+        drop(queue);
+        writing.await.unwrap().unwrap();
+    }
+}

@@ -477,6 +477,96 @@ async fn a_stream_that_ends_before_the_guest_stopped_is_a_failure() {
     session.close().await;
 }
 
+/// libvirtd connects and QEMU then refuses to migrate: not one byte comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_stream_is_a_failure() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let options = pair.options(1, Transport::Plain);
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let _qemu = pair.destination_qemu(0);
+    drop(pair.source_qemu(&session, 0).await);
+    let end = event(&mut events, |e| {
+        matches!(
+            e,
+            SourceEvent::StreamEnded { .. } | SourceEvent::MemberFailed { .. }
+        )
+    })
+    .await;
+    assert!(matches!(end, SourceEvent::MemberFailed { .. }), "{end:?}");
+}
+
+/// While its ACK is withheld a member has nothing to say; its destination's end is news.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_quits_while_held_is_a_failure_at_once() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let mut options = pair.options(1, Transport::Plain);
+    options.hold = true;
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let qemu = pair.destination_qemu(0);
+    let mut source = pair.source_qemu(&session, 0).await;
+    source
+        .write_all(StreamBuilder::new(4096).bytes())
+        .await
+        .unwrap();
+    let (mut connection, _) = qemu.accept().await.unwrap();
+    connection.write_all(&ACK).await.unwrap();
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::AckWithheld { .. })
+    })
+    .await;
+    drop(connection);
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::MemberFailed { .. })
+    })
+    .await;
+    // The ACK of the dead destination never reached the source.
+    let mut rest = Vec::new();
+    let _ = source.read_to_end(&mut rest).await;
+    assert!(rest.is_empty(), "{rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_understood_is_reported_and_passes() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let options = pair.options(1, Transport::Plain);
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let qemu = pair.destination_qemu(0);
+    let destination = tokio::spawn(async move { swallow(qemu, b"").await });
+    let mut source = pair.source_qemu(&session, 0).await;
+    let bytes = [b"NEWFORMAT".repeat(1000), vec![9; 50_000]].concat();
+    source.write_all(&bytes).await.unwrap();
+    source.shutdown().await.unwrap();
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::Unreadable { member: 0 })
+    })
+    .await;
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::StreamEnded { member: 0 })
+    })
+    .await;
+    assert!(destination.await.unwrap() == bytes);
+    session.close().await;
+}
+
+/// A guest that has broken out of its QEMU could link to another socket, for root to talk to.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_destination_follows_no_link() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let options = pair.options(1, Transport::Plain);
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let elsewhere = pair.destination_dir.path().join("libvirt-sock");
+    let libvirt = UnixListener::bind(&elsewhere).unwrap();
+    let link = Pair::socket(pair.destination_dir.path(), 0);
+    std::os::unix::fs::symlink(&elsewhere, link).unwrap();
+    let _source = pair.source_qemu(&session, 0).await;
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::MemberFailed { .. })
+    })
+    .await;
+    let accepted = tokio::time::timeout(Duration::from_millis(100), libvirt.accept()).await;
+    assert!(accepted.is_err(), "somebody connected to it");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_reaches_the_user_as_it_was_written() {
     let pair = Pair::new(Transport::Plain, Some("only 3 MiB are free here"), 1).await;

@@ -1,7 +1,7 @@
 //! The demo gang: four guests of one distribution with different jobs.
 
 use anyhow::Result;
-use vmgang_e2e::{PATIENCE, boot_all, vmgang};
+use vmgang_e2e::{boot_all, verify_all, vmgang};
 use vmgang_lab::{GuestSpec, Host};
 
 /// The guests, by name.
@@ -10,8 +10,10 @@ pub const GUESTS: [&str; 4] = ["idle", "reader", "steady", "busy"];
 pub const GANG: &str = "web";
 
 /// Shares of memory, after what four 1 GiB Debian guests (idle, redis, nginx, sqlite) were
-/// seen to hold: two thirds zero pages, and of the rest about a quarter distinct.
-const FILL: &str = "zero:60,uniform:2,same:26,similar:2,repeat:2,unique:3,compressible:5";
+/// seen to hold: two thirds zero pages, of the rest a quarter to a third distinct, and most of
+/// that compressible to about a third.
+const FILL: &str =
+    "zero:63,uniform:2,sametext:28,same:2,similar:1,repeat:1,unique:1,compressible:2";
 
 /// Boots the gang on a host, waits until every guest has filled and checked its memory, and
 /// puts them into one gang.
@@ -20,6 +22,7 @@ pub fn boot(host: &Host, memory_mib: u64) -> Result<()> {
         GuestSpec::new(name)
             .with_memory_mib(memory_mib)
             .with_fill(FILL)
+            .with_verify_rate(8000)
     };
     boot_all(
         host,
@@ -30,9 +33,7 @@ pub fn boot(host: &Host, memory_mib: u64) -> Result<()> {
             spec("busy").with_dirty_rate(1000),
         ],
     )?;
-    for name in GUESTS {
-        host.guest(name).verify(PATIENCE)?;
-    }
+    verify_all(host, &GUESTS)?;
     vmgang(host, &[&["gang", "add", GANG], &GUESTS[..]].concat())?.expect(0)?;
     Ok(())
 }

@@ -33,18 +33,26 @@ impl Move {
     }
 }
 
-/// Moves the gang from a to b, has every guest check its memory there, and brings it back
-/// (over an unlimited link, unmeasured) to where the next contender starts.
-pub fn there_and_back(lab: &Lab, contender: Contender, link: Option<u64>) -> Result<Move> {
+/// Moves the gang from a to b, and brings it back (over an unlimited link, unmeasured) to where
+/// the next contender starts. `verify`: every guest checks all its memory in between.
+pub fn there_and_back(
+    lab: &Lab,
+    contender: Contender,
+    link: Option<u64>,
+    verify: bool,
+) -> Result<Move> {
     let moved = there(lab, contender, link)?;
     let (a, b) = (lab.host("a")?, lab.host("b")?);
+    if verify {
+        verify_all(b, &GUESTS)?;
+    }
     lab.shape(None)?;
     Contender::StockParallel.migrate(b, a)?;
     expect_running(a, &GUESTS)?;
     Ok(moved)
 }
 
-/// Moves the gang from a to b and has every guest check its memory there.
+/// Moves the gang from a to b.
 pub fn there(lab: &Lab, contender: Contender, link: Option<u64>) -> Result<Move> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     lab.shape(link)?;
@@ -58,7 +66,6 @@ pub fn there(lab: &Lab, contender: Contender, link: Option<u64>) -> Result<Move>
         .map(|guest| downtime_ms(b, guest))
         .collect::<Result<_>>()?;
     expect_running(b, &GUESTS)?;
-    verify_all(b, &GUESTS)?;
     Ok(Move {
         contender: contender.title().to_owned(),
         seconds,

@@ -134,18 +134,26 @@ pub fn expect_running(host: &Host, guests: &[&str]) -> Result<()> {
 
 /// Has every guest check all its memory once more, where it runs now.
 pub fn verify_all(host: &Host, guests: &[&str]) -> Result<()> {
-    for name in guests {
-        let guest = host.guest(name);
+    let verify = |name: &str| -> Result<()> {
         let state = host.virsh(&["domstate", name])?;
-        ensure!(
-            state.trim() == "running",
-            "guest {name} is {}",
-            state.trim()
-        );
-        let report = guest.verify(PATIENCE)?;
+        let state = state.trim();
+        ensure!(state == "running", "guest {name} is {state}");
+        let report = host.guest(name).verify(PATIENCE)?;
         ensure!(report.bad == 0, "guest {name} found bad memory: {report:?}");
-    }
-    Ok(())
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = guests
+            .iter()
+            .map(|name| scope.spawn(move || verify(name)))
+            .collect();
+        for check in checks {
+            check
+                .join()
+                .map_err(|_| anyhow::anyhow!("a check panicked"))??;
+        }
+        Ok(())
+    })
 }
 
 /// Fails if a job has left sockets or directories on the host.

@@ -37,11 +37,13 @@ pub enum Kind {
     Unique,
     /// Text-like content that exists nowhere else.
     Compressible,
+    /// The same text-like content in every guest of the group, as programs and libraries are.
+    SameText,
 }
 
 impl Kind {
     /// Every kind with the name it has in a recipe.
-    pub const NAMES: [(&'static str, Kind); 7] = [
+    pub const NAMES: [(&'static str, Kind); 8] = [
         ("zero", Kind::Zero),
         ("uniform", Kind::Uniform),
         ("same", Kind::Same),
@@ -49,6 +51,7 @@ impl Kind {
         ("repeat", Kind::Repeat),
         ("unique", Kind::Unique),
         ("compressible", Kind::Compressible),
+        ("sametext", Kind::SameText),
     ];
 
     pub fn from_name(name: &str) -> Option<Kind> {
@@ -95,12 +98,12 @@ pub fn write(kind: Kind, seeds: Seeds, index: u64, generation: u32, out: &mut Pa
         Kind::Repeat => noise(mix(seeds.guest, !(index % REPEAT_CONTENTS), epoch), out),
         Kind::Unique => noise(mix(seeds.guest, index, epoch), out),
         Kind::Compressible => text(mix(seeds.guest, index, epoch), out),
+        Kind::SameText => text(mix(seeds.group, index, epoch), out),
     }
     if !generation.is_multiple_of(GENERATIONS_PER_EPOCH) {
-        let seed = if kind == Kind::Same {
-            seeds.group
-        } else {
-            seeds.guest
+        let seed = match kind {
+            Kind::Same | Kind::SameText => seeds.group,
+            _ => seeds.guest,
         };
         patch(mix(seed, !index, u64::from(generation)), out);
     }
@@ -309,6 +312,7 @@ mod tests {
     #[test]
     fn kinds_share_between_guests_what_their_names_promise() {
         assert_eq!(page(Kind::Same, A, 9, 5), page(Kind::Same, B, 9, 5));
+        assert_eq!(page(Kind::SameText, A, 9, 5), page(Kind::SameText, B, 9, 5));
         assert_eq!(page(Kind::Uniform, A, 9, 0), page(Kind::Uniform, B, 9, 0));
         let similar = differing_bytes(&page(Kind::Similar, A, 9, 0), &page(Kind::Similar, B, 9, 0));
         assert!((1..=128).contains(&similar), "{similar} bytes differ");

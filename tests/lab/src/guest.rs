@@ -94,7 +94,7 @@ impl GuestSpec {
     }
 
     /// Shares of page kinds in percent, such as `zero:20,same:60,unique:20`. The kinds are zero,
-    /// uniform, same, similar, repeat, unique and compressible.
+    /// uniform, same, similar, repeat, unique, compressible and sametext.
     pub fn with_fill(mut self, fill: &str) -> GuestSpec {
         self.fill = Some(fill.to_owned());
         self

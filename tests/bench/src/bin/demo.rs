@@ -31,10 +31,9 @@ fn main() -> Result<()> {
         let mut moves: Vec<Move> = Vec::new();
         for stock in [Contender::StockSequential, Contender::StockParallelZstd] {
             say(&format!("for comparison: {}", stock.title()));
-            moves.push(there_and_back(lab, stock, Some(LINK))?);
+            moves.push(there_and_back(lab, stock, Some(LINK), false)?);
         }
-        let measured = there_and_back(lab, Contender::Vmgang, Some(LINK))?;
-        moves.push(measured);
+        moves.push(there_and_back(lab, Contender::Vmgang, Some(LINK), false)?);
 
         lab.shape(Some(LINK))?;
         say(&format!("a$ vmgang migrate {GANG} {}", uri(b)));
