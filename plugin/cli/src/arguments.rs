@@ -75,7 +75,7 @@ pub struct MigrateOptions {
     /// Use at most so much of the network
     #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..))]
     pub bandwidth: Option<u64>,
-    /// Abort if the gang is not ready to switch over after so many seconds
+    /// Abort if the gang (of a large one, each wave of it) is not ready to switch over after so many seconds
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
     /// Where the destination's vmgangd listens [default: the destination's host, port 16520]

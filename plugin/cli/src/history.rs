@@ -29,7 +29,7 @@ pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::
         let proxy = proxies::job(connection, &job.0).await?;
         let display = Display::new(options.json);
         if let Some(result) = migrate::follow(&proxy, &job.0, display, None).await? {
-            show_result(&result, options.json)?;
+            show_result(&proxy, &result, options.json).await?;
         }
         return Ok(exit::MIGRATED);
     }
@@ -54,7 +54,7 @@ pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::
         if result.is_empty() {
             println!("  {}", snapshot(&proxy).await?.line());
         } else {
-            show_result(&result, false)?;
+            show_result(&proxy, &result, false).await?;
         }
     }
     Ok(exit::MIGRATED)
@@ -73,7 +73,8 @@ pub async fn abort(connection: &Connection, id: &str) -> anyhow::Result<u8> {
 pub async fn history(connection: &Connection, options: HistoryOptions) -> anyhow::Result<u8> {
     if let Some(id) = &options.job {
         let job = proxies::find_job(connection, id).await?;
-        let result = proxies::job(connection, &job.0).await?.result().await?;
+        let proxy = proxies::job(connection, &job.0).await?;
+        let result = proxy.result().await?;
         if result.is_empty() {
             anyhow::bail!(
                 "the job {} has not ended yet; see `vmgang status {}`",
@@ -81,7 +82,7 @@ pub async fn history(connection: &Connection, options: HistoryOptions) -> anyhow
                 job.1
             );
         }
-        show_result(&result, options.json)?;
+        show_result(&proxy, &result, options.json).await?;
         return Ok(exit::MIGRATED);
     }
     let jobs = proxies::manager(connection).await?.list_jobs().await?;
@@ -128,13 +129,16 @@ fn subject(job: &JobLine) -> String {
     }
 }
 
-fn show_result(result: &str, json: bool) -> anyhow::Result<()> {
+async fn show_result(job: &JobProxy<'_>, result: &str, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{result}");
     } else {
         let report: Report = serde_json::from_str(result)?;
         println!("job {}: {}", report.job, report.state);
-        print!("{}", report.summary());
+        print!(
+            "{}",
+            report.summary(migrate::barrier_approximate(job).await)
+        );
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use zbus::{Connection, OwnedObjectPath, Variant};
 
 use crate::arguments::{MigrateOptions, OnFailure};
 use crate::exit;
-use crate::progress::{Display, Snapshot};
+use crate::progress::{self, Display, Snapshot};
 use crate::proxies::{self, JobProxy};
 use crate::report::Report;
 
@@ -39,11 +39,17 @@ pub async fn run(connection: &Connection, options: MigrateOptions) -> anyhow::Re
     if options.json {
         println!("{result}");
     } else if !options.quiet {
-        print!("{}", report.summary());
+        print!("{}", report.summary(barrier_approximate(&job).await));
     } else if let Some(error) = &report.error {
         eprintln!("vmgang: {error}");
     }
     Ok(report.exit_code())
+}
+
+/// Asked of the daemon, because the report has no field for it.
+pub async fn barrier_approximate(job: &JobProxy<'_>) -> bool {
+    let statistics = job.statistics().await;
+    statistics.is_ok_and(|statistics| progress::barrier_approximate(&statistics))
 }
 
 fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {

@@ -25,13 +25,17 @@ pub struct Member {
 }
 
 impl Member {
+    /// Whether libvirt has said yet how much there is: that comes after a second.
+    fn measured(&self) -> bool {
+        self.total_bytes > 0 || matches!(self.state.as_str(), "migrated" | "switching")
+    }
+
     /// How far it is, in a thousand.
     fn permille(&self) -> u64 {
         match self.state.as_str() {
             "waiting" => 0,
             "migrated" => 1000,
             "switching" => 999,
-            // The first figures of libvirt come after a second.
             _ if self.total_bytes == 0 => 0,
             _ => {
                 (self.total_bytes.saturating_sub(self.remaining_bytes)).saturating_mul(999)
@@ -73,24 +77,37 @@ impl Snapshot {
             .members
             .iter()
             .map(|member| {
-                format!(
-                    "{} {} {}%",
-                    member.name,
-                    member.state,
-                    member.permille() / 10
-                )
+                let percent = percent(member.measured(), member.permille());
+                format!("{} {}{percent}", member.name, member.state)
             })
             .collect();
+        // Before the first guest sends, the daemons have only greeted each other.
+        let streams = match self.qemu_stream_bytes {
+            0 => String::new(),
+            bytes => format!(" of {}", text::bytes(bytes)),
+        };
         format!(
-            "{} {} {}% wire {} of {}: {}",
+            "{} {}{} wire {}{streams}: {}",
             text::milliseconds(self.elapsed_ms),
             self.state,
-            self.permille() / 10,
+            percent(self.members.iter().any(Member::measured), self.permille()),
             text::bytes(self.wire_bytes),
-            text::bytes(self.qemu_stream_bytes),
             members.join(", ")
         )
     }
+}
+
+fn percent(known: bool, permille: u64) -> String {
+    if known {
+        format!(" {}%", permille / 10)
+    } else {
+        String::new()
+    }
+}
+
+/// Whether some member could not be held, as the daemon's statistics tell.
+pub fn barrier_approximate(statistics: &Dictionary) -> bool {
+    string(statistics, "barrier") == "approximate"
 }
 
 fn number(dictionary: &Dictionary, key: &str) -> u64 {
@@ -253,6 +270,18 @@ mod tests {
             "1.5 s running 74% wire 1.00 KiB of 2.00 KiB: a copying 49%, b migrated 100%"
         );
         assert_eq!(Snapshot::default().permille(), 0);
+
+        let waits = Member {
+            name: "a".into(),
+            state: "copying".into(),
+            ..Member::default()
+        };
+        let first = Snapshot {
+            qemu_stream_bytes: 0,
+            members: vec![waits],
+            ..snapshot
+        };
+        assert_eq!(first.line(), "1.5 s running wire 1.00 KiB: a copying");
     }
 
     #[test]
@@ -268,6 +297,14 @@ mod tests {
         ]);
         let snapshot = Snapshot::read("running".into(), &progress, &Dictionary::new());
         assert_eq!(snapshot.elapsed_ms, 5);
+        let barrier = |text: &'static str| {
+            barrier_approximate(&Dictionary::from([(
+                "barrier".to_owned(),
+                own(Variant::from(text)),
+            )]))
+        };
+        assert!(barrier("approximate") && !barrier("exact"));
+        assert!(!barrier_approximate(&Dictionary::new()));
         assert_eq!(
             (
                 snapshot.members[0].name.as_str(),

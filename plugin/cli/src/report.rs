@@ -52,7 +52,7 @@ impl Report {
     }
 
     /// A few lines for people.
-    pub fn summary(&self) -> String {
+    pub fn summary(&self, barrier_approximate: bool) -> String {
         let rows: Vec<_> = self
             .domains
             .iter()
@@ -91,6 +91,11 @@ impl Report {
             text::bytes(self.bytes.qemu_stream),
             self.savings()
         ));
+        if barrier_approximate {
+            lines.push_str(
+                "The barrier was approximate: not every member could be held until all were ready.\n",
+            );
+        }
         if let Some(error) = &self.error {
             lines.push_str(&format!("{error}\n"));
         }
@@ -136,7 +141,9 @@ mod tests {
             "iterations":3,"qemu_stream_bytes":4096,"wire_bytes":1000,"error":null}]}"#;
         let report: Report = serde_json::from_str(json).expect("valid");
         assert_eq!(report.exit_code(), exit::PARTIAL);
-        let summary = report.summary();
+        assert!(report.summary(true).contains("barrier was approximate"));
+        let summary = report.summary(false);
+        assert!(!summary.contains("barrier"), "{summary}");
         for part in [
             "Only partly",
             "within 12 ms",
