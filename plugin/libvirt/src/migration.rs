@@ -3,6 +3,7 @@
 //! A Perform call holds one of a connection's five request slots to its end, so members must
 //! not share a connection, and abort and statistics must use yet another one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use tokio::sync::oneshot;
@@ -90,9 +91,14 @@ impl Migration {
 /// Cancels the migration of one domain, over a connection of its own.
 ///
 /// Fails while libvirt has not yet begun the job: ask again until the migration has returned.
-pub fn abort_job(uri: &str, domain: Uuid) -> Result<(), LibvirtError> {
+/// Does nothing once `answered` is set: opening the connection takes a while, and the job that
+/// runs on the domain after that answer is somebody else's.
+pub fn abort_job(uri: &str, domain: Uuid, answered: &AtomicBool) -> Result<(), LibvirtError> {
     let host = Host::open(uri)?;
     let domain = host.lookup(domain)?;
+    if answered.load(Ordering::SeqCst) {
+        return Ok(());
+    }
     raw::abort_job(&domain).map_err(domain_error(&domain, "abort the migration of"))
 }
 

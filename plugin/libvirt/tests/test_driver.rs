@@ -1,11 +1,19 @@
 //! The crate against libvirt's built-in test driver: real libvirt calls, no daemon, no guest.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+
 use vmgang_libvirt::{DomainState, Host, LibvirtError, Membership, MigrateOptions, Migration};
 
 const URI: &str = "test:///default";
 
+/// All connections of a process share the driver's domain: one test at a time looks at its
+/// metadata.
+static METADATA: Mutex<()> = Mutex::new(());
+
 #[test]
 fn lists_the_domain_of_the_test_driver() {
+    let _alone = METADATA.lock().unwrap_or_else(PoisonError::into_inner);
     let host = Host::open(URI).expect("opens");
     assert!(host.is_alive());
     let domains = host.domains().expect("lists");
@@ -25,6 +33,7 @@ fn lists_the_domain_of_the_test_driver() {
 
 #[test]
 fn membership_is_written_read_and_removed() {
+    let _alone = METADATA.lock().unwrap_or_else(PoisonError::into_inner);
     let host = Host::open(URI).expect("opens");
     let uuid = host.domain_by_name("test").expect("there").uuid;
     let member = Membership {
@@ -83,5 +92,7 @@ async fn a_migration_that_libvirt_refuses_reports_its_reason() {
     let migration = Migration::start(URI, uuid, "test", options).expect("starts");
     let error = migration.wait().await.expect_err("the test driver cannot");
     assert!(error.to_string().contains("migrate domain test"), "{error}");
-    assert!(vmgang_libvirt::abort_job(URI, uuid).is_err());
+    let abort = |answered| vmgang_libvirt::abort_job(URI, uuid, &AtomicBool::new(answered));
+    assert!(abort(false).is_err(), "the test driver has no jobs");
+    assert!(abort(true).is_ok(), "nothing is aborted after the answer");
 }

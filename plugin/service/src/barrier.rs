@@ -2,8 +2,10 @@
 //!
 //! Pure: it turns what happened ([`Input`]) into what to do ([`Action`]), with no I/O, clock or
 //! thread. Invariants, each tested below:
-//! - never a release before every live member has ended its first pass and its switchover
-//!   acknowledgement is withheld (or its guest has stopped already and cannot be held);
+//! - never a release before every live member has ended its first pass (or that end can never
+//!   be seen) and its switchover acknowledgement is withheld, or its guest has stopped already
+//!   and cannot be held;
+//! - inputs that arrived together are decided together: none of them is overtaken by a release;
 //! - at most one release; after a failure under [`OnFailure::Abort`] none at all;
 //! - finish exactly once, when libvirt has answered for every member.
 
@@ -23,11 +25,12 @@ pub enum OnFailure {
 pub enum Input {
     /// Every page has been sent once.
     FirstPassDone(usize),
+    /// The stream is not understood: the end of its first pass will never be seen.
+    Unreadable(usize),
     /// The destination's QEMU has said SWITCHOVER_ACK and the tunnel keeps it.
     AckWithheld(usize),
     /// The guest is stopped on the source; its switchover runs.
     GuestStopped(usize),
-    StreamEnded(usize),
     /// The member's channel broke.
     MemberFailed(usize, String),
     /// The peer is gone, and with it every channel.
@@ -39,6 +42,23 @@ pub enum Input {
     AbortRequested,
     /// The gang was not released in the time the user gave.
     TimedOut,
+}
+
+impl Input {
+    /// In which order inputs that arrived together are taken: libvirt's verdicts and stopped
+    /// guests first, because they limit what an abort may still touch; readiness last.
+    fn rank(&self) -> u8 {
+        match self {
+            Input::Migrated(_) | Input::GuestStopped(_) => 0,
+            Input::AbortRequested => 1,
+            // What broke the tunnel tells more than libvirt's "broken pipe".
+            Input::SessionFailed(_) => 2,
+            Input::MemberFailed(..) => 3,
+            Input::MigrateFailed(..) => 4,
+            Input::TimedOut => 5,
+            Input::FirstPassDone(_) | Input::Unreadable(_) | Input::AckWithheld(_) => 6,
+        }
+    }
 }
 
 /// Something to do.
@@ -70,7 +90,7 @@ pub enum Outcome {
 struct Member {
     first_pass_done: bool,
     ack_withheld: bool,
-    /// Past holding: its guest has stopped, or its stream has ended.
+    /// Past holding: its guest has stopped.
     gone: bool,
     /// Told to abort.
     aborted: bool,
@@ -121,59 +141,71 @@ impl Barrier {
         }
     }
 
-    /// Takes one input and returns what to do, in order. Unknown members are ignored.
-    pub fn handle(&mut self, input: Input) -> Vec<Action> {
+    /// Takes what has arrived, in any order, and returns what to do, in order. Unknown members
+    /// are ignored.
+    pub fn handle(&mut self, inputs: impl IntoIterator<Item = Input>) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.phase == Phase::Finished {
             return actions;
         }
+        let mut inputs: Vec<Input> = inputs.into_iter().collect();
+        inputs.sort_by_key(Input::rank);
+        // Every verdict counts before anything is decided: an answered member is not aborted.
+        for input in &inputs {
+            if let Input::MigrateFailed(member, error) = input {
+                self.note(*member, |m| {
+                    m.outcome = Some(Outcome::Failed(error.clone()))
+                });
+            }
+        }
+        for input in inputs {
+            self.take(input, &mut actions);
+        }
+        self.settle(&mut actions);
+        actions
+    }
+
+    fn take(&mut self, input: Input, actions: &mut Vec<Action>) {
         match input {
-            Input::FirstPassDone(member) => self.note(member, |m| m.first_pass_done = true),
-            Input::AckWithheld(member) => self.note(member, |m| m.ack_withheld = true),
-            Input::GuestStopped(member) | Input::StreamEnded(member) => {
-                self.note(member, |m| m.gone = true);
-                if self.phase == Phase::Holding {
-                    self.approximate = true;
-                }
+            Input::FirstPassDone(member) => {
+                self.note(member, |m| m.first_pass_done = true);
+            }
+            Input::Unreadable(member) => {
+                let known = self.note(member, |m| m.first_pass_done = true);
+                self.approximate |= known && self.phase == Phase::Holding;
+            }
+            Input::AckWithheld(member) => {
+                self.note(member, |m| m.ack_withheld = true);
+            }
+            Input::GuestStopped(member) => {
+                let known = self.note(member, |m| m.gone = true);
+                self.approximate |= known && self.phase == Phase::Holding;
             }
             Input::Migrated(member) => {
                 self.note(member, |m| m.outcome = Some(Outcome::Migrated));
             }
-            Input::MemberFailed(member, error) => {
-                // A channel that breaks because of the abort is no news.
-                self.note(member, |m| {
-                    if !m.aborted {
-                        m.channel_error.get_or_insert(error.clone());
-                    }
-                });
-                self.member_failed(member, error, &mut actions);
-            }
-            Input::MigrateFailed(member, error) => {
-                self.note(member, |m| m.outcome = Some(Outcome::Failed(error.clone())));
-                self.member_failed(member, error, &mut actions);
-            }
+            Input::MemberFailed(member, error) => self.channel_failed(member, error, actions),
+            Input::MigrateFailed(member, error) => self.member_failed(member, error, actions),
             Input::SessionFailed(error) => {
                 // After the release libvirt's own verdicts tell who made it.
                 if self.phase == Phase::Holding {
-                    self.abort_all(Cause::Failure(error), &mut actions);
+                    self.abort_all(Cause::Failure(error), actions);
                 } else {
                     self.cause.get_or_insert(Cause::Failure(error));
                 }
             }
             Input::TimedOut => {
                 if self.phase == Phase::Holding {
-                    self.abort_all(Cause::TimedOut, &mut actions);
+                    self.abort_all(Cause::TimedOut, actions);
                 }
             }
             Input::AbortRequested => match self.phase {
-                Phase::Holding => self.abort_all(Cause::Aborted, &mut actions),
+                Phase::Holding => self.abort_all(Cause::Aborted, actions),
                 // Members whose guest has stopped are let through: they end sooner forward.
-                Phase::Released => self.abort_still_running(&mut actions),
+                Phase::Released => self.abort_still_running(actions),
                 Phase::Aborting | Phase::Finished => {}
             },
         }
-        self.settle(&mut actions);
-        actions
     }
 
     /// The gang has been let go.
@@ -181,7 +213,8 @@ impl Barrier {
         self.phase == Phase::Released
     }
 
-    /// Some member switched over before the release: it could not be held.
+    /// Some member switched over before the release, or was released without the end of its
+    /// first pass having been seen.
     pub fn approximate(&self) -> bool {
         self.approximate
     }
@@ -208,9 +241,30 @@ impl Barrier {
         }
     }
 
-    fn note(&mut self, member: usize, change: impl FnOnce(&mut Member)) {
-        if let Some(member) = self.members.get_mut(&member) {
-            change(member);
+    /// Changes a member; false if there is none of that number.
+    fn note(&mut self, member: usize, change: impl FnOnce(&mut Member)) -> bool {
+        match self.members.get_mut(&member) {
+            Some(member) => {
+                change(member);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn channel_failed(&mut self, member: usize, error: String, actions: &mut Vec<Action>) {
+        let Some(failed) = self.members.get_mut(&member) else {
+            return;
+        };
+        // A channel that breaks because of the abort is no news, nor is one that breaks once
+        // the guest runs on the destination.
+        if failed.aborted || failed.outcome == Some(Outcome::Migrated) {
+            return;
+        }
+        failed.channel_error.get_or_insert(error.clone());
+        // After the release only libvirt can tell whether it mattered.
+        if self.phase == Phase::Holding {
+            self.member_failed(member, error, actions);
         }
     }
 
@@ -221,6 +275,8 @@ impl Barrier {
         if failed.aborted {
             return;
         }
+        // What broke first tells more than what libvirt made of it.
+        let error = failed.channel_error.clone().unwrap_or(error);
         match (self.phase, self.on_failure) {
             (Phase::Holding, OnFailure::Abort) => {
                 self.abort_all(Cause::Failure(error), actions);
@@ -278,189 +334,4 @@ impl Barrier {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn ready(barrier: &mut Barrier, member: usize) -> Vec<Action> {
-        let mut actions = barrier.handle(Input::FirstPassDone(member));
-        actions.extend(barrier.handle(Input::AckWithheld(member)));
-        actions
-    }
-
-    #[test]
-    fn releases_together_when_the_last_member_is_ready() {
-        let mut barrier = Barrier::new(0..3, OnFailure::Abort);
-        assert_eq!(ready(&mut barrier, 2), []);
-        assert_eq!(ready(&mut barrier, 0), []);
-        assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![0, 1, 2])]);
-        assert!(barrier.released() && !barrier.approximate());
-        for member in 0..2 {
-            assert_eq!(barrier.handle(Input::GuestStopped(member)), []);
-            assert_eq!(barrier.handle(Input::Migrated(member)), []);
-        }
-        assert_eq!(barrier.handle(Input::Migrated(2)), [Action::Finish]);
-        assert_eq!(barrier.cause(), None);
-    }
-
-    #[test]
-    fn a_failure_before_the_release_takes_everybody_back() {
-        let mut barrier = Barrier::new(0..3, OnFailure::Abort);
-        ready(&mut barrier, 0);
-        let actions = barrier.handle(Input::MigrateFailed(1, "no such CPU".into()));
-        assert_eq!(actions, [Action::AbortMember(0), Action::AbortMember(2)]);
-        assert_eq!(ready(&mut barrier, 2), []);
-        let hung_up = Input::MemberFailed(0, "the destination hung up".into());
-        assert_eq!(barrier.handle(hung_up), []);
-        assert_eq!(
-            barrier.handle(Input::MigrateFailed(0, "canceled".into())),
-            []
-        );
-        let last = barrier.handle(Input::MigrateFailed(2, "canceled".into()));
-        assert_eq!(last, [Action::Finish]);
-        assert_eq!(barrier.cause(), Some(&Cause::Failure("no such CPU".into())));
-        assert_eq!(barrier.member_error(1), Some("no such CPU"));
-        assert_eq!(barrier.member_error(0), None, "it was only taken back");
-    }
-
-    #[test]
-    fn a_failure_with_continue_drops_only_that_member() {
-        let mut barrier = Barrier::new(0..3, OnFailure::Continue);
-        ready(&mut barrier, 0);
-        let actions = barrier.handle(Input::MemberFailed(1, "broken pipe".into()));
-        assert_eq!(actions, [Action::AbortMember(1)]);
-        assert_eq!(ready(&mut barrier, 2), [Action::Release(vec![0, 2])]);
-        assert_eq!(
-            barrier.handle(Input::MigrateFailed(1, "canceled".into())),
-            []
-        );
-        assert_eq!(barrier.member_error(1), Some("broken pipe"));
-        // The last one that kept the others waiting may also be the one that fails.
-        let mut barrier = Barrier::new(0..2, OnFailure::Continue);
-        ready(&mut barrier, 0);
-        let actions = barrier.handle(Input::MigrateFailed(1, "x".into()));
-        assert_eq!(actions, [Action::Release(vec![0])]);
-    }
-
-    #[test]
-    fn a_member_that_was_never_held_does_not_block_the_rest() {
-        let mut barrier = Barrier::new(0..2, OnFailure::Abort);
-        assert_eq!(barrier.handle(Input::GuestStopped(0)), []);
-        assert!(barrier.approximate());
-        assert_eq!(barrier.handle(Input::Migrated(0)), []);
-        assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![1])]);
-    }
-
-    #[test]
-    fn abort_after_the_release_spares_stopped_guests() {
-        let mut barrier = Barrier::new(0..2, OnFailure::Abort);
-        ready(&mut barrier, 0);
-        ready(&mut barrier, 1);
-        barrier.handle(Input::GuestStopped(0));
-        assert_eq!(
-            barrier.handle(Input::AbortRequested),
-            [Action::AbortMember(1)]
-        );
-        assert_eq!(barrier.handle(Input::AbortRequested), []);
-        assert_eq!(barrier.cause(), Some(&Cause::Aborted));
-    }
-
-    #[test]
-    fn a_timeout_counts_only_until_the_release() {
-        let mut barrier = Barrier::new(0..1, OnFailure::Continue);
-        assert_eq!(barrier.handle(Input::TimedOut), [Action::AbortMember(0)]);
-        assert_eq!(barrier.cause(), Some(&Cause::TimedOut));
-        let mut barrier = Barrier::new(0..1, OnFailure::Abort);
-        ready(&mut barrier, 0);
-        assert_eq!(barrier.handle(Input::TimedOut), []);
-    }
-
-    #[test]
-    fn a_lost_session_aborts_all_even_with_continue() {
-        let mut barrier = Barrier::new(0..2, OnFailure::Continue);
-        let actions = barrier.handle(Input::SessionFailed("peer gone".into()));
-        assert_eq!(actions, [Action::AbortMember(0), Action::AbortMember(1)]);
-    }
-
-    fn any_input(members: usize) -> impl Strategy<Value = Input> {
-        // One index beyond the members, which must be ignored.
-        let member = 0..=members;
-        prop_oneof![
-            8 => member.clone().prop_map(Input::FirstPassDone),
-            8 => member.clone().prop_map(Input::AckWithheld),
-            2 => member.clone().prop_map(Input::GuestStopped),
-            2 => member.clone().prop_map(Input::StreamEnded),
-            4 => member.clone().prop_map(Input::Migrated),
-            1 => member.clone().prop_map(|m| Input::MemberFailed(m, "channel".into())),
-            1 => member.prop_map(|m| Input::MigrateFailed(m, "libvirt".into())),
-            1 => Just(Input::SessionFailed("session".into())),
-            1 => Just(Input::AbortRequested),
-            1 => Just(Input::TimedOut),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
-
-        #[test]
-        fn invariants_hold_in_any_order(
-            members in 1usize..6,
-            keep_going in any::<bool>(),
-            inputs in prop::collection::vec(any_input(5), 0..60),
-        ) {
-            let policy = if keep_going { OnFailure::Continue } else { OnFailure::Abort };
-            let mut barrier = Barrier::new(0..members, policy);
-            // A model kept apart from the machine's own bookkeeping.
-            let mut first_pass = vec![false; members];
-            let mut ack = vec![false; members];
-            let mut gone = vec![false; members];
-            let mut verdict = vec![false; members];
-            let mut aborted = vec![false; members];
-            let mut failed = false;
-            let mut releases = 0;
-            let mut finishes = 0;
-            // In the end libvirt always answers for everybody.
-            let ending = (0..members).map(Input::Migrated);
-            for input in inputs.into_iter().chain(ending) {
-                let set = |flags: &mut Vec<bool>, m: usize| if m < members { flags[m] = true };
-                match &input {
-                    Input::FirstPassDone(m) => set(&mut first_pass, *m),
-                    Input::AckWithheld(m) => set(&mut ack, *m),
-                    Input::GuestStopped(m) | Input::StreamEnded(m) => set(&mut gone, *m),
-                    Input::Migrated(m) => set(&mut verdict, *m),
-                    Input::MigrateFailed(m, _) => {
-                        set(&mut verdict, *m);
-                        failed |= *m < members;
-                    }
-                    Input::MemberFailed(m, _) => failed |= *m < members,
-                    Input::SessionFailed(_) | Input::AbortRequested | Input::TimedOut => failed = true,
-                }
-                for action in barrier.handle(input) {
-                    prop_assert_eq!(finishes, 0, "nothing after the end");
-                    match action {
-                        Action::Release(released) => {
-                            releases += 1;
-                            prop_assert_eq!(releases, 1);
-                            prop_assert!(keep_going || !failed);
-                            for m in 0..members {
-                                let live = !verdict[m] && !aborted[m];
-                                prop_assert_eq!(released.contains(&m), live);
-                                prop_assert!(!live || gone[m] || (first_pass[m] && ack[m]));
-                            }
-                        }
-                        Action::AbortMember(m) => {
-                            prop_assert!(m < members && !verdict[m] && !aborted[m]);
-                            aborted[m] = true;
-                        }
-                        Action::Finish => {
-                            finishes += 1;
-                            prop_assert!(verdict.iter().all(|done| *done));
-                        }
-                    }
-                }
-            }
-            prop_assert_eq!(finishes, 1, "a job always ends");
-        }
-    }
-}
+mod tests;

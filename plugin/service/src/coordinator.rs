@@ -13,7 +13,7 @@ use crate::error::ServiceError;
 use crate::gangs;
 use crate::history::{History, Record};
 use crate::hypervisor::{DestinationInfo, Hypervisor, ask};
-use crate::job::{Control, Job};
+use crate::job::{Control, Job, MemberState};
 use crate::jobs::Jobs;
 use crate::peers::Peers;
 use crate::request::MigrateRequest;
@@ -23,6 +23,9 @@ use crate::tunnel::Tunnel;
 const REACH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long running jobs may take to end when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How many members' names a line of the log has.
+const LOGGED_NAMES_MAX: usize = 16;
 
 /// How peers are talked to, or why they cannot be: asked at each migration, so that
 /// certificates put in place later are found.
@@ -47,22 +50,21 @@ pub struct Coordinator {
 impl Coordinator {
     /// Takes up the history: jobs a killed daemon left running get their end here.
     pub async fn open(parts: Parts) -> std::io::Result<Arc<Coordinator>> {
-        let running_here = ask(&parts.hypervisor, |hypervisor| hypervisor.domains())
-            .await
-            .map(|domains| {
-                let running = domains.into_iter().filter(DomainInfo::active);
-                running.map(|domain| domain.uuid).collect::<Vec<_>>()
-            });
-        let running_here = running_here.as_deref();
-        let ended = parts
-            .history
-            .end_interrupted(|uuid| running_here.map(|uuids| uuids.contains(&uuid)).ok())?;
+        let domains = ask(&parts.hypervisor, |hypervisor| hypervisor.domains()).await;
+        let ended = parts.history.end_interrupted(|uuid| match &domains {
+            Ok(domains) => {
+                let domain = domains.iter().find(|domain| domain.uuid == uuid);
+                Ok(domain.map(|domain| domain.state))
+            }
+            Err(error) => Err(error.sentence().to_owned()),
+        })?;
         if ended > 0 {
             tracing::warn!(jobs = ended, "jobs were cut short when the daemon ended");
         }
         let jobs = Arc::new(Jobs::default());
         for record in parts.history.load()?.into_iter().rev() {
-            jobs.add(Arc::new(Job::ended(record)));
+            // Fresh as it is, it takes them all.
+            let _ = jobs.add(Arc::new(Job::ended(record)));
         }
         Ok(Arc::new(Coordinator { parts, jobs }))
     }
@@ -202,16 +204,17 @@ impl Coordinator {
 
         let (job, control) = Job::start(id, request.gang(), &request.destination.uri, &members);
         let job = Arc::new(job);
+        // The daemon may have begun to stop meanwhile.
+        self.jobs.add(job.clone())?;
         tracing::info!(
             job = job.id,
             gang = job.gang,
             destination = job.destination,
-            members = members.len(),
+            members = shortened(members.iter().map(|member| member.name.clone())),
             "job started"
         );
         // Without the record a restart could not tell what happened, so it comes first.
         self.write_record(&job.running_record());
-        self.jobs.add(job.clone());
         let driver = Driver {
             job: job.clone(),
             hypervisor: self.parts.hypervisor.clone(),
@@ -230,10 +233,15 @@ impl Coordinator {
                 state = report.state.as_str(),
                 error = report.error,
                 elapsed_ms = report.elapsed_ms,
+                members = shortened(report.domains.iter().map(|domain| {
+                    let now = MemberState::from(domain.state);
+                    format!("{} {}", domain.name, now.as_str())
+                })),
                 "job ended"
             );
             coordinator.write_record(&Record {
                 started_unix_s: job.started_unix_s,
+                barrier_approximate: job.view().barrier_approximate,
                 report: report.clone(),
             });
             // Freed before anybody sees the end: the next job may come at once.
@@ -242,6 +250,9 @@ impl Coordinator {
                 view.state = report.state;
                 view.bytes = report.bytes.clone();
                 view.switchover_spread_ms = report.switchover_spread_ms;
+                for (member, domain) in view.members.iter_mut().zip(&report.domains) {
+                    member.state = domain.state.into();
+                }
                 view.report = Some(report);
             });
         });
@@ -370,6 +381,15 @@ impl Coordinator {
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
             tracing::error!("jobs did not end in time; their members are left to libvirt");
         }
+    }
+}
+
+/// A few names for the log.
+fn shortened(mut names: impl ExactSizeIterator<Item = String>) -> String {
+    let shown: Vec<String> = names.by_ref().take(LOGGED_NAMES_MAX).collect();
+    match names.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Which domains make up a gang, from what libvirt says of them right now.
 //! Pure over a list of domains; keeps no state, so a missed event cannot make it wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use vmgang_engine::MEMBERS_MAX;
 use vmgang_libvirt::DomainInfo;
 
 use crate::error::ServiceError;
@@ -68,7 +69,7 @@ pub fn select(
     selection: &Selection,
     domains: &[DomainInfo],
 ) -> Result<Vec<DomainInfo>, ServiceError> {
-    match selection {
+    let selected = match selection {
         Selection::Gang(gang) => {
             let mut members = members(gang, domains)?;
             members.retain(DomainInfo::active);
@@ -77,7 +78,7 @@ pub fn select(
                     "no member of the gang '{gang}' is running, so there is nothing to migrate; start one with `virsh start`"
                 )));
             }
-            Ok(members)
+            members
         }
         Selection::All => {
             let running: Vec<_> = domains.iter().filter(|d| d.active()).cloned().collect();
@@ -86,22 +87,39 @@ pub fn select(
                     "no domain is running on this host, so there is nothing to migrate".into(),
                 ));
             }
-            Ok(running)
+            running
         }
-        Selection::Domains(names) => names
-            .iter()
-            .map(|name| {
-                let domain = find(name, domains)?;
-                if domain.active() {
-                    Ok(domain.clone())
-                } else {
-                    Err(ServiceError::NoRunningMember(format!(
-                        "domain {name} is not running; start it, or leave it out of --domains"
-                    )))
-                }
-            })
-            .collect(),
+        Selection::Domains(names) => named(names, domains)?,
+    };
+    if selected.len() > MEMBERS_MAX {
+        return Err(ServiceError::InvalidOption(format!(
+            "{} domains are too many for one job, which takes at most {MEMBERS_MAX}; migrate some of them first, with --domains",
+            selected.len()
+        )));
     }
+    Ok(selected)
+}
+
+/// Running domains by their names or UUIDs, each named once.
+fn named(names: &[String], domains: &[DomainInfo]) -> Result<Vec<DomainInfo>, ServiceError> {
+    let mut found: Vec<DomainInfo> = Vec::new();
+    let mut seen = HashSet::new();
+    for name in names {
+        let domain = find(name, domains)?;
+        if !domain.active() {
+            return Err(ServiceError::NoRunningMember(format!(
+                "domain {name} is not running; start it, or leave it out of --domains"
+            )));
+        }
+        if !seen.insert(domain.uuid) {
+            return Err(ServiceError::InvalidOption(format!(
+                "the option domains names {} twice, the second time as {name}",
+                domain.name
+            )));
+        }
+        found.push(domain.clone());
+    }
+    Ok(found)
 }
 
 /// A domain by name or UUID.
@@ -206,6 +224,25 @@ mod tests {
             refuse(Selection::Domains(vec!["x".into()])),
             ServiceError::UnknownDomain(_)
         ));
+    }
+
+    #[test]
+    fn one_domain_is_named_once_and_a_job_takes_so_many() {
+        let mut domains: Vec<_> = (0..=MEMBERS_MAX)
+            .map(|n| domain(&format!("vm{n}"), true, None))
+            .collect();
+        let twice = vec!["vm1".to_owned(), domains[1].uuid.to_string()];
+        let error = select(&Selection::Domains(twice), &domains).expect_err("refused");
+        assert!(error.sentence().contains("vm1 twice"), "{error:?}");
+
+        let names = domains.iter().map(|d| d.name.clone()).collect();
+        for selection in [Selection::All, Selection::Domains(names)] {
+            let error = select(&selection, &domains).expect_err("refused");
+            assert!(matches!(error, ServiceError::InvalidOption(_)));
+            assert!(error.sentence().contains("1025 domains"), "{error:?}");
+        }
+        domains.pop();
+        assert!(select(&Selection::All, &domains).is_ok());
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::{JobState, Report};
+use vmgang_libvirt::DomainState;
+
+use crate::outcome;
+use crate::report::{DomainOutcome, JobState, Report};
 
 /// How many ended jobs are kept.
 pub const JOBS_KEPT_MAX: usize = 100;
@@ -19,6 +22,9 @@ pub const JOBS_KEPT_MAX: usize = 100;
 pub struct Record {
     /// Seconds since 1970.
     pub started_unix_s: u64,
+    /// Some member could not be held until all were ready.
+    #[serde(default)]
+    pub barrier_approximate: bool,
     pub report: Report,
 }
 
@@ -86,15 +92,15 @@ impl History {
         Ok(removed)
     }
 
-    /// After a restart: jobs that were running get an end. `still_here` says whether a domain
-    /// runs on this host now; `None` if libvirt could not be asked.
+    /// After a restart: jobs that were running get an end. `look` tells the state of a domain on
+    /// this host, `None` if there is no such domain, or why libvirt could not be asked.
     pub fn end_interrupted(
         &self,
-        still_here: impl Fn(uuid::Uuid) -> Option<bool>,
+        look: impl Fn(uuid::Uuid) -> Result<Option<DomainState>, String>,
     ) -> io::Result<usize> {
         let mut ended = 0;
         for mut record in self.load()?.into_iter().filter(Record::running) {
-            interrupt(&mut record.report, &still_here);
+            interrupt(&mut record.report, &look);
             self.write(&record)?;
             ended += 1;
         }
@@ -106,43 +112,58 @@ impl History {
     }
 }
 
-fn interrupt(report: &mut Report, still_here: &impl Fn(uuid::Uuid) -> Option<bool>) {
-    use crate::report::DomainOutcome;
-    let mut elsewhere = Vec::new();
+/// Only a guest that is seen running here is said to have stayed.
+fn interrupt(
+    report: &mut Report,
+    look: &impl Fn(uuid::Uuid) -> Result<Option<DomainState>, String>,
+) {
+    let mut unclear = Vec::new();
     for domain in &mut report.domains {
-        if domain.state == DomainOutcome::Source && still_here(domain.uuid) == Some(false) {
-            domain.state = DomainOutcome::Failed;
-            domain.error = Some(format!(
-                "not running on this host after the daemon was restarted; look for it on {}",
-                report.destination
-            ));
-            elsewhere.push(domain.name.clone());
+        if domain.state != DomainOutcome::Source {
+            continue;
         }
+        let (name, destination) = (&domain.name, &report.destination);
+        let known = match look(domain.uuid) {
+            Ok(Some(DomainState::Running)) => continue,
+            Ok(Some(DomainState::Paused)) => outcome::paused(name, destination),
+            Ok(Some(state)) => format!(
+                "the domain is {} on this host; look for it on {destination} before starting it here",
+                state.as_str()
+            ),
+            Ok(None) => {
+                format!("the domain is not on this host any more; look for it on {destination}")
+            }
+            Err(reason) => format!(
+                "where it runs is not known, because libvirt could not be asked ({reason}); check `virsh domstate {name}` here and on {destination}"
+            ),
+        };
+        domain.state = DomainOutcome::Failed;
+        domain.error = Some(format!("after the daemon was restarted: {known}"));
+        unclear.push(name.clone());
     }
     let migrated = report
         .domains
         .iter()
         .any(|domain| domain.state == DomainOutcome::Migrated);
-    if elsewhere.is_empty() && !migrated {
-        report.state = JobState::Aborted;
-        report.error = Some("the daemon was restarted; members stayed on the source".into());
-    } else {
+    let error = if !unclear.is_empty() {
         report.state = JobState::Partial;
-        report.error = Some(format!(
-            "the daemon was restarted during the switchover; check with `virsh list` on both hosts: {}",
-            if elsewhere.is_empty() {
-                "some members had migrated before".to_owned()
-            } else {
-                elsewhere.join(", ")
-            }
-        ));
-    }
+        format!(
+            "the daemon was restarted while the job ran; check with `virsh list` on both hosts: {}",
+            unclear.join(", ")
+        )
+    } else if migrated {
+        report.state = JobState::Partial;
+        "the daemon was restarted while the job ran; some members had migrated before".to_owned()
+    } else {
+        report.state = JobState::Aborted;
+        "the daemon was restarted; members stayed on the source".to_owned()
+    };
+    report.error = Some(error);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::DomainOutcome;
 
     fn record(job: &str, started_unix_s: u64, state: JobState) -> Record {
         let mut report = crate::report::tests::sample();
@@ -150,6 +171,7 @@ mod tests {
         report.state = state;
         Record {
             started_unix_s,
+            barrier_approximate: false,
             report,
         }
     }
@@ -182,7 +204,8 @@ mod tests {
         let mut running = record("r", 0, JobState::Running);
         running.report.domains[0].state = DomainOutcome::Source;
         history.write(&running).expect("writes");
-        assert_eq!(history.end_interrupted(|_| Some(true)).expect("ends"), 1);
+        let running_here = |_| Ok(Some(DomainState::Running));
+        assert_eq!(history.end_interrupted(running_here).expect("ends"), 1);
         let report = &history.load().expect("loads")[0].report;
         assert_eq!(report.state, JobState::Aborted);
         assert!(
@@ -191,12 +214,34 @@ mod tests {
                 .as_deref()
                 .is_some_and(|e| e.contains("restarted"))
         );
-        assert_eq!(history.end_interrupted(|_| Some(true)).expect("ends"), 0);
+        assert_eq!(history.end_interrupted(running_here).expect("ends"), 0);
+    }
 
-        history.write(&running).expect("writes");
-        history.end_interrupted(|_| Some(false)).expect("ends");
-        let report = &history.load().expect("loads")[0].report;
-        assert_eq!(report.state, JobState::Partial);
-        assert_eq!(report.domains[0].state, DomainOutcome::Failed);
+    #[test]
+    fn a_guest_not_seen_running_here_is_not_said_to_have_stayed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let history = History::open(dir.path()).expect("opens");
+        let mut running = record("r", 0, JobState::Running);
+        running.report.domains[0].state = DomainOutcome::Source;
+        let cases = [
+            (Ok(None), "not on this host any more"),
+            (Ok(Some(DomainState::ShutOff)), "before starting it here"),
+            (
+                Ok(Some(DomainState::Paused)),
+                "virsh -c qemu+tls://b/system domstate a",
+            ),
+            (Err("no libvirtd".to_owned()), "no libvirtd"),
+        ];
+        for (found, expected) in cases {
+            history.write(&running).expect("writes");
+            history.end_interrupted(|_| found.clone()).expect("ends");
+            let report = &history.load().expect("loads")[0].report;
+            assert_eq!(report.state, JobState::Partial);
+            assert_eq!(report.domains[0].state, DomainOutcome::Failed);
+            let error = report.domains[0].error.as_deref().unwrap_or_default();
+            assert!(error.contains(expected), "{error}");
+            let error = report.error.as_deref().unwrap_or_default();
+            assert!(!error.contains("stayed"), "{error}");
+        }
     }
 }

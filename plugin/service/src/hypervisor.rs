@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
@@ -50,7 +51,8 @@ pub trait Hypervisor: Send + Sync + 'static {
         name: &str,
         options: MigrateOptions,
     ) -> Result<Verdict, LibvirtError>;
-    fn abort_job(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// Cancels the migration of one domain, unless libvirt has `answered` for it by then.
+    fn abort_job(&self, uuid: Uuid, answered: &AtomicBool) -> Result<(), LibvirtError>;
 }
 
 /// Asks the hypervisor without blocking the caller's task.
@@ -153,7 +155,7 @@ impl Hypervisor for Libvirt {
         Ok(Box::pin(migration.wait()))
     }
 
-    fn abort_job(&self, uuid: Uuid) -> Result<(), LibvirtError> {
-        vmgang_libvirt::abort_job(&self.uri, uuid)
+    fn abort_job(&self, uuid: Uuid, answered: &AtomicBool) -> Result<(), LibvirtError> {
+        vmgang_libvirt::abort_job(&self.uri, uuid, answered)
     }
 }

@@ -171,7 +171,7 @@ impl Job {
                 members,
                 bytes: report.bytes.clone(),
                 switchover_spread_ms: report.switchover_spread_ms,
-                barrier_approximate: false,
+                barrier_approximate: record.barrier_approximate,
                 report: Some(report),
             }),
             changes: watch::Sender::new(0),
@@ -245,6 +245,7 @@ impl Job {
             .collect();
         Record {
             started_unix_s: self.started_unix_s,
+            barrier_approximate: view.barrier_approximate,
             report: Report {
                 job: self.id.clone(),
                 gang: self.gang.clone(),

@@ -42,9 +42,7 @@ impl Jobs {
     ) -> Result<Reservation, ServiceError> {
         let mut inner = self.lock();
         if inner.closing {
-            return Err(ServiceError::Busy(
-                "vmgangd is stopping; try again when it runs".into(),
-            ));
+            return Err(stopping());
         }
         if let Some(gang) = gang
             && let Some(other) = inner.gangs.get(gang)
@@ -78,9 +76,14 @@ impl Jobs {
         }
     }
 
-    /// Adds a job as the newest.
-    pub fn add(&self, job: Arc<Job>) {
-        self.lock().jobs.insert(0, job);
+    /// Adds a job as the newest. Once closed it refuses: nobody would abort that job.
+    pub fn add(&self, job: Arc<Job>) -> Result<(), ServiceError> {
+        let mut inner = self.lock();
+        if inner.closing {
+            return Err(stopping());
+        }
+        inner.jobs.insert(0, job);
+        Ok(())
     }
 
     pub fn remove(&self, id: &str) {
@@ -113,6 +116,10 @@ impl Drop for Reservation {
             inner.domains.remove(domain);
         }
     }
+}
+
+fn stopping() -> ServiceError {
+    ServiceError::Busy("vmgangd is stopping; try again when it runs".into())
 }
 
 fn busy(what: &str, job: &str) -> ServiceError {
@@ -160,6 +167,12 @@ mod tests {
         drop(first);
         assert!(jobs.check_free(&a).is_ok());
         jobs.close();
-        assert!(refused(None, &[a]));
+        assert!(refused(None, std::slice::from_ref(&a)));
+        let (job, _control) = Job::start(Uuid::new_v4(), None, "b", &[a]);
+        assert!(
+            jobs.add(Arc::new(job)).is_err(),
+            "also past the reservation"
+        );
+        assert!(jobs.list().is_empty());
     }
 }

@@ -3,9 +3,10 @@
 //! Owns: requests from the bus, gangs, jobs, the gang's barrier, and whom to admit as a peer.
 //! Must not: touch guest bytes (the engine's), or libvirt other than through `vmgang-libvirt`.
 //!
-//! Path of a request: `bus` -> `request` -> `coordinator` (preflight) -> `driver` (with
-//! `barrier` deciding) -> `report` -> `history`.
+//! Path of a request: `bus` -> `request` -> `coordinator` (preflight) -> `driver` ->
+//! `wave` (with `barrier` deciding) -> `report` -> `history`.
 
+mod aborts;
 pub mod barrier;
 pub mod bus;
 pub mod config;
@@ -25,3 +26,4 @@ pub mod peers;
 pub mod report;
 pub mod request;
 pub mod tunnel;
+mod wave;

@@ -2,6 +2,7 @@
 //! sets up the log, and runs the daemon.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -16,6 +17,9 @@ struct Arguments {
     config: Option<PathBuf>,
 }
 
+/// How long calls of libvirt that hang may hold up the end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     // Times are journald's to add.
@@ -27,8 +31,10 @@ fn main() -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     let config = Config::load(arguments.config.as_deref())?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(vmgang_service::daemon::run(config))
+        .build()?;
+    let ended = runtime.block_on(vmgang_service::daemon::run(config));
+    runtime.shutdown_timeout(LAST_CALLS);
+    ended
 }

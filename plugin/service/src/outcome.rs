@@ -56,6 +56,7 @@ pub async fn measured(
 pub async fn after_failure(
     hypervisor: &Arc<dyn Hypervisor>,
     domain: &DomainInfo,
+    destination: &str,
     error: Option<String>,
 ) -> (DomainOutcome, Option<String>) {
     let uuid = domain.uuid;
@@ -71,11 +72,10 @@ pub async fn after_failure(
                 return (DomainOutcome::Source, error);
             }
             Ok(now) if now.state == DomainState::Running => return (DomainOutcome::Source, error),
-            Ok(now) if now.active() => format!(
-                "the guest is {} on this host; `virsh resume {}` lets it go on",
-                now.state.as_str(),
-                domain.name
-            ),
+            Ok(now) if now.state == DomainState::Paused => paused(&domain.name, destination),
+            Ok(now) if now.active() => {
+                format!("the guest is {} on this host", now.state.as_str())
+            }
             Ok(now) => {
                 unknown = format!(
                     "the domain is {} on this host; look for it on the destination before starting it here",
@@ -96,4 +96,12 @@ pub async fn after_failure(
         None => unknown,
     };
     (DomainOutcome::Failed, Some(text))
+}
+
+/// What to do about a guest that is paused here: it may have been started over there, and must
+/// never run twice.
+pub(crate) fn paused(name: &str, destination: &str) -> String {
+    format!(
+        "the guest is paused on this host; make sure first that it does not run on the destination (`virsh -c {destination} domstate {name}`), then `virsh resume {name}` lets it go on"
+    )
 }

@@ -47,7 +47,15 @@ pub struct Admittance {
     pub allow_peers: Vec<String>,
     pub window_budget_bytes: u64,
     pub memory: Box<dyn Fn() -> std::io::Result<Memory> + Send + Sync>,
-    pub sessions: Mutex<BTreeMap<Uuid, String>>,
+    pub sessions: Mutex<BTreeMap<Uuid, Promised>>,
+}
+
+/// What a live session was promised.
+#[derive(Debug)]
+pub struct Promised {
+    source: String,
+    /// Its guests and its page window.
+    memory_bytes: u64,
 }
 
 impl DestinationHost for Admittance {
@@ -57,17 +65,13 @@ impl DestinationHost for Admittance {
             .members
             .iter()
             .fold(0, |sum, member| sum.saturating_add(member.memory_bytes));
-        let memory = (self.memory)()
-            .map_err(|error| format!("the destination cannot read its /proc/meminfo: {error}"))?;
-        let wanted = self.window_budget_bytes.min(offer.window_budget_bytes);
-        let window_budget_bytes = budget_that_fits(guests, wanted, memory.available_bytes)?;
         let user = self
             .hypervisor
             .qemu_user()
             .map_err(|error| format!("the destination does not know its QEMU user: {error}"))?;
+        let wanted = self.window_budget_bytes.min(offer.window_budget_bytes);
+        let window_budget_bytes = self.promise(offer, guests, wanted)?;
         self.peers.connected_from(peer);
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.insert(offer.job, offer.source_host.clone());
         tracing::info!(
             job = %offer.job.simple(), gang = offer.gang, source = offer.source_host,
             peer = describe(peer), members = offer.members.len(), window_budget_bytes,
@@ -93,8 +97,42 @@ impl DestinationHost for Admittance {
 
     fn session_ended(&self, job: Uuid) {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let source = sessions.remove(&job).unwrap_or_default();
+        let source = sessions.remove(&job).map(|session| session.source);
         tracing::info!(job = %job.simple(), source, "incoming gang's session ended");
+    }
+}
+
+impl Admittance {
+    /// Checks the memory and takes it in one step, so that two offers never get the same.
+    fn promise(&self, offer: &Offer, guests: u64, wanted: u64) -> Result<u64, String> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.contains_key(&offer.job) {
+            return Err(format!(
+                "the destination has a session for the job {} already; start the migration again",
+                offer.job.simple()
+            ));
+        }
+        let memory = (self.memory)()
+            .map_err(|error| format!("the destination cannot read its /proc/meminfo: {error}"))?;
+        // What arrived of a promise is taken off twice: too careful, for as long as it runs.
+        let promised = sessions.values().fold(0, |sum: u64, session| {
+            sum.saturating_add(session.memory_bytes)
+        });
+        let available = memory.available_bytes.saturating_sub(promised);
+        let budget =
+            budget_that_fits(guests, wanted, available).map_err(|error| match promised {
+                0 => error,
+                _ => format!(
+                    "{error} (other jobs on their way there need {} MiB)",
+                    mib(promised)
+                ),
+            })?;
+        let promised = Promised {
+            source: offer.source_host.clone(),
+            memory_bytes: guests.saturating_add(budget),
+        };
+        sessions.insert(offer.job, promised);
+        Ok(budget)
     }
 }
 
@@ -138,13 +176,16 @@ fn budget_that_fits(guests: u64, wanted: u64, available: u64) -> Result<u64, Str
     if budget >= WINDOW_BUDGET_MIN_BYTES.min(wanted) {
         return Ok(budget);
     }
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     Err(format!(
         "the destination has {} MiB of memory available, but the guests need {} MiB and the page window at least {} MiB; free memory there or migrate fewer domains",
         mib(available),
         mib(guests),
         mib(WINDOW_BUDGET_MIN_BYTES)
     ))
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 #[cfg(test)]

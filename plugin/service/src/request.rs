@@ -29,6 +29,7 @@ pub struct MigrateRequest {
     pub destination: Destination,
     pub peer: PeerAddress,
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// From a wave's start to its release.
     pub timeout: Option<Duration>,
     pub persistent: bool,
     pub undefine_source: bool,

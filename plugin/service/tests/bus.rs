@@ -7,75 +7,9 @@ mod common;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::{Fake, Rig, Script, domain};
+use common::{Fake, Options, Rig, Script, URI, domain, error_of, names};
 use vmgang_libvirt::MetadataError;
-use zbus::{OwnedObjectPath, OwnedVariant, Proxy, Variant};
-
-const URI: &str = "qemu+tls://b/system";
-type Options<'a> = HashMap<&'a str, Variant<'a>>;
-
-impl Rig {
-    async fn manager(&self) -> Proxy<'_> {
-        zbus::proxy::Builder::new(&self.client)
-            .destination("org.vmgang.VMGang1")
-            .path("/org/vmgang/VMGang1")
-            .interface("org.vmgang.Manager1")
-            .build()
-            .await
-            .expect("a proxy")
-    }
-
-    async fn job(&self, path: &OwnedObjectPath) -> Proxy<'_> {
-        zbus::proxy::Builder::new(&self.client)
-            .destination("org.vmgang.VMGang1")
-            .path(path.clone())
-            .interface("org.vmgang.Job1")
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .build()
-            .await
-            .expect("a proxy")
-    }
-
-    async fn migrate(
-        &self,
-        gang: &str,
-        uri: &str,
-        options: Options<'_>,
-    ) -> zbus::Result<OwnedObjectPath> {
-        self.manager()
-            .await
-            .call("Migrate", &(gang, uri, options))
-            .await
-    }
-
-    /// The job's report, once there is one.
-    async fn report(&self, path: &OwnedObjectPath) -> serde_json::Value {
-        let job = self.job(path).await;
-        for _ in 0..500 {
-            let result: String = job.get_property("Result").await.expect("a result");
-            if !result.is_empty() {
-                return serde_json::from_str(&result).expect("JSON");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the job does not end");
-    }
-}
-
-fn error_of<T: std::fmt::Debug>(result: zbus::Result<T>) -> (String, String) {
-    match result.expect_err("refused") {
-        zbus::Error::MethodError(name, text, _) => (name.to_string(), text.unwrap_or_default()),
-        other => panic!("not a named error: {other:?}"),
-    }
-}
-
-fn names(report: &serde_json::Value, field: &str) -> Vec<String> {
-    let domains = report["domains"].as_array().expect("domains");
-    domains
-        .iter()
-        .map(|d| d[field].as_str().unwrap_or("-").to_owned())
-        .collect()
-}
+use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
 #[tokio::test]
 async fn a_gang_is_made_shown_and_unmade() {

@@ -95,7 +95,7 @@ impl Manager {
     ///
     /// The destination is a libvirt URI with a host, or a host name. Options: domains (as) or
     /// all (b), with an empty gang; bandwidth (t, MiB/s); timeout (t, s: abort unless the gang
-    /// is ready to switch over by then); peer (s, HOST:PORT of the other vmgangd); persistent,
+    /// is ready to switch over by then; each wave of a large gang has this time); peer (s, HOST:PORT of the other vmgangd); persistent,
     /// undefinesource, suspend (b, as in virsh); on-failure (s, abort or continue); technique
     /// (s, comma list, all or none). Anything else is refused.
     #[zbus(out_args("job"))]

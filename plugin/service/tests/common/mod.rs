@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,10 @@ use vmgang_service::history::History;
 use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
 use vmgang_service::peers::Peers;
 use vmgang_service::tunnel::{BoxFuture, Opened, Session, Tunnel};
-use zbus::Connection;
+use zbus::{Connection, OwnedObjectPath, Proxy, Variant};
+
+pub const URI: &str = "qemu+tls://b/system";
+pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
 
 /// How one domain behaves when it is migrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,20 @@ pub enum Script {
     Refused,
     /// Copies for ever; only an abort ends it.
     NeverReady,
+    /// Good, but only ready after 700 ms.
+    Slow,
+    /// Good, but its stream is not understood.
+    Unreadable,
+    /// Its stream ends although its guest was never stopped; libvirt says so later.
+    EndsUnstopped,
+    /// Its channel breaks at the very moment it is ready.
+    BreaksWhenReady,
+    /// Its channel breaks after the release, and the guest migrates all the same.
+    BreaksAfterRelease,
+    /// The session with the peer breaks while it copies.
+    SessionLost,
+    /// libvirt gives it up after a while, and it stays paused.
+    LeftPaused,
 }
 
 /// A scripted host. Clones share what changes.
@@ -45,6 +63,14 @@ pub struct Fake {
     pub most_at_once: Arc<Mutex<usize>>,
     running: Arc<Mutex<usize>>,
     pub transport: Result<(), String>,
+    /// How long the peer takes to answer.
+    pub connect_delay: Duration,
+    /// How long opening a connection to libvirt takes before each abort.
+    pub abort_delay: Duration,
+    /// Calls to abort that have returned, and those of them that reached a domain's job.
+    pub aborts: Arc<Mutex<(usize, Vec<String>)>>,
+    /// Migrations started.
+    pub started: Arc<Mutex<usize>>,
 }
 
 #[derive(Clone)]
@@ -82,6 +108,10 @@ impl Fake {
             most_at_once: Arc::default(),
             running: Arc::default(),
             transport: Ok(()),
+            connect_delay: Duration::ZERO,
+            abort_delay: Duration::ZERO,
+            aborts: Arc::default(),
+            started: Arc::default(),
         }
     }
 
@@ -171,6 +201,7 @@ impl Hypervisor for Fake {
             "{options:?}"
         );
         let script = self.scripts[name];
+        *self.started.lock().expect("lock") += 1;
         let name = name.to_owned();
         let wires = self
             .wires
@@ -204,16 +235,52 @@ impl Hypervisor for Fake {
             }
             let event = |event| wires.events.send(event).is_ok();
             event(SourceEvent::ChannelOpened { member });
-            if script == Script::Good {
+            match script {
+                Script::Slow => tokio::time::sleep(Duration::from_millis(700)).await,
+                Script::Unreadable => {
+                    event(SourceEvent::Unreadable { member });
+                    event(SourceEvent::AckWithheld { member });
+                }
+                Script::EndsUnstopped => {
+                    event(SourceEvent::StreamEnded { member });
+                }
+                Script::SessionLost => {
+                    let error = "connection reset".into();
+                    event(SourceEvent::SessionFailed { error });
+                }
+                _ => {}
+            }
+            if matches!(
+                script,
+                Script::Good | Script::Slow | Script::BreaksWhenReady | Script::BreaksAfterRelease
+            ) {
                 event(SourceEvent::FirstPassDone { member });
                 event(SourceEvent::AckWithheld { member });
             }
+            if script == Script::BreaksWhenReady {
+                let error = "digest mismatch".into();
+                event(SourceEvent::MemberFailed { member, error });
+            }
+            let gives_up = matches!(script, Script::EndsUnstopped | Script::LeftPaused);
             let mut released = wires.released.subscribe();
             let mut aborted = wires.aborted.subscribe();
             let result = tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(200)), if gives_up => {
+                    if script == Script::LeftPaused {
+                        let mut domains = fake.domains.lock().expect("lock");
+                        let domain = domains.iter_mut().find(|d| d.uuid == uuid).expect("there");
+                        domain.state = DomainState::Paused;
+                    }
+                    Err(failed("the stream ended early"))
+                }
                 _ = released.wait_for(|released| released[member]) => {
                     event(SourceEvent::GuestStopped { member, at: Instant::now() });
-                    event(SourceEvent::StreamEnded { member });
+                    if script == Script::BreaksAfterRelease {
+                        let error = "the peer hung up".into();
+                        event(SourceEvent::MemberFailed { member, error });
+                    } else {
+                        event(SourceEvent::StreamEnded { member });
+                    }
                     let mut domains = fake.domains.lock().expect("lock");
                     let domain = domains.iter_mut().find(|d| d.uuid == uuid).expect("there");
                     domain.id = None;
@@ -226,7 +293,14 @@ impl Hypervisor for Fake {
             result
         }))
     }
-    fn abort_job(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+    fn abort_job(&self, uuid: Uuid, answered: &AtomicBool) -> Result<(), LibvirtError> {
+        std::thread::sleep(self.abort_delay);
+        self.aborts.lock().expect("lock").0 += 1;
+        if answered.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let name = self.domain(uuid)?.name;
+        self.aborts.lock().expect("lock").1.push(name);
         let wires = self
             .wires
             .lock()
@@ -249,6 +323,7 @@ struct FakeSession(Wires);
 
 impl Tunnel for FakeTunnel {
     fn connect(&self, options: SourceOptions) -> BoxFuture<'_, Result<Opened, SourceError>> {
+        assert!(options.hold, "the gang must be held until its release");
         let members: Vec<Uuid> = options.offer.members.iter().map(|m| m.uuid).collect();
         let (events, receiver) = mpsc::unbounded_channel();
         let wires = Wires {
@@ -258,7 +333,11 @@ impl Tunnel for FakeTunnel {
             members,
         };
         *self.0.wires.lock().expect("lock") = Some(wires.clone());
-        Box::pin(async move { Ok((Box::new(FakeSession(wires)) as Box<dyn Session>, receiver)) })
+        let delay = self.0.connect_delay;
+        Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            Ok((Box::new(FakeSession(wires)) as Box<dyn Session>, receiver))
+        })
     }
 }
 
@@ -355,4 +434,67 @@ impl Rig {
             state_dir,
         }
     }
+}
+
+impl Rig {
+    pub async fn manager(&self) -> Proxy<'_> {
+        zbus::proxy::Builder::new(&self.client)
+            .destination("org.vmgang.VMGang1")
+            .path("/org/vmgang/VMGang1")
+            .interface("org.vmgang.Manager1")
+            .build()
+            .await
+            .expect("a proxy")
+    }
+
+    pub async fn job(&self, path: &OwnedObjectPath) -> Proxy<'_> {
+        zbus::proxy::Builder::new(&self.client)
+            .destination("org.vmgang.VMGang1")
+            .path(path.clone())
+            .interface("org.vmgang.Job1")
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await
+            .expect("a proxy")
+    }
+
+    pub async fn migrate(
+        &self,
+        gang: &str,
+        uri: &str,
+        options: Options<'_>,
+    ) -> zbus::Result<OwnedObjectPath> {
+        self.manager()
+            .await
+            .call("Migrate", &(gang, uri, options))
+            .await
+    }
+
+    /// The job's report, once there is one.
+    pub async fn report(&self, path: &OwnedObjectPath) -> serde_json::Value {
+        let job = self.job(path).await;
+        for _ in 0..500 {
+            let result: String = job.get_property("Result").await.expect("a result");
+            if !result.is_empty() {
+                return serde_json::from_str(&result).expect("JSON");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the job does not end");
+    }
+}
+
+pub fn error_of<T: std::fmt::Debug>(result: zbus::Result<T>) -> (String, String) {
+    match result.expect_err("refused") {
+        zbus::Error::MethodError(name, text, _) => (name.to_string(), text.unwrap_or_default()),
+        other => panic!("not a named error: {other:?}"),
+    }
+}
+
+pub fn names(report: &serde_json::Value, field: &str) -> Vec<String> {
+    let domains = report["domains"].as_array().expect("domains");
+    domains
+        .iter()
+        .map(|d| d[field].as_str().unwrap_or("-").to_owned())
+        .collect()
 }
