@@ -53,4 +53,5 @@ bench: stage ## the table of docs/benchmarks.md, all contenders in one run
 
 deny: ## licences and advisories of the dependencies
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny check
+	$(CARGO) deny check licenses bans sources
+	@echo "advisories need github.com: cargo deny check advisories"

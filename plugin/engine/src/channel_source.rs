@@ -19,7 +19,9 @@ use vmgang_wire::{Direction, Frame};
 
 use crate::connection::HeavyFrame;
 use crate::encode::ChannelEncoder;
-use crate::gate::{CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle};
+use crate::gate::{
+    ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle,
+};
 use crate::source::{Shared, SourceEvent};
 
 /// Room for a chunk and for the longest unit the tokenizer may leave behind.
@@ -147,7 +149,8 @@ impl Channel {
         .map_err(ChannelError::Encoder)?;
         let mut watch = MainStream {
             main: self.main,
-            first_pass_done: false,
+            first_pass_done: None,
+            reported: false,
             unreadable: false,
             stopped: None,
         };
@@ -161,11 +164,14 @@ impl Channel {
             if !urgent {
                 shared.gate.give_way().await;
                 if shared.gate.holds(member) {
-                    urgent = watch.first_pass_done;
+                    urgent = watch.first_pass_done.is_some();
                     if watch.trickles(&encoder, filled, last_read) {
                         limit = HELD_IDLE_BYTES;
-                        // A release ends the pause; so does its sender going away.
-                        let _ = timeout(HELD_PAUSE, released.wait_for(|released| *released)).await;
+                        let release = released.wait_for(|released| *released);
+                        if timeout(HELD_PAUSE, release).await.is_ok() {
+                            tokio::time::sleep(ACK_HEAD_START).await;
+                            limit = CHUNK_BYTES;
+                        }
                     }
                 }
             }
@@ -205,7 +211,9 @@ impl Channel {
 /// What a member's main stream has shown so far.
 struct MainStream {
     main: bool,
-    first_pass_done: bool,
+    first_pass_done: Option<Instant>,
+    /// The end of the first pass.
+    reported: bool,
     unreadable: bool,
     stopped: Option<StoppedGuest>,
 }
@@ -214,10 +222,14 @@ impl MainStream {
     /// Reports what the last chunk has shown.
     fn look(&mut self, shared: &Shared, member: usize, encoder: &ChannelEncoder, shape: &Shape) {
         let progress = encoder.progress();
-        if progress.first_pass_done() && !self.first_pass_done {
-            self.first_pass_done = true;
-            shared.live.first_pass_done(member);
-            shared.report(SourceEvent::FirstPassDone { member });
+        if progress.first_pass_done() {
+            let done = *self.first_pass_done.get_or_insert_with(Instant::now);
+            let settled = done.elapsed() >= shared.settle || !shared.gate.holds(member);
+            if settled && !self.reported {
+                self.reported = true;
+                shared.live.first_pass_done(member);
+                shared.report(SourceEvent::FirstPassDone { member });
+            }
         }
         if progress.guest_stopped() && self.stopped.is_none() {
             self.stopped = Some(shared.gate.guest_stopped());
@@ -228,7 +240,7 @@ impl MainStream {
                 at: Instant::now(),
             });
         }
-        if self.main && encoder.is_opaque() && !self.first_pass_done && !self.unreadable {
+        if self.main && encoder.is_opaque() && self.first_pass_done.is_none() && !self.unreadable {
             self.unreadable = true;
             shape.may_end.store(true, Relaxed);
             shared.report(SourceEvent::Unreadable { member });
@@ -240,7 +252,7 @@ impl MainStream {
         if self.unreadable {
             return last_read < UNREADABLE_IDLE_BYTES;
         }
-        self.first_pass_done && is_idle(encoder.progress(), unread)
+        self.first_pass_done.is_some() && is_idle(encoder.progress(), unread)
     }
 }
 

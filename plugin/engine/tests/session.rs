@@ -131,6 +131,7 @@ impl Pair {
             techniques: Techniques::ALL,
             bandwidth_bytes_per_s: None,
             hold: false,
+            settle: Duration::ZERO,
         }
     }
 
@@ -323,9 +324,9 @@ async fn the_ack_waits_for_the_release_and_an_idle_guest_trickles() {
     assert!(early.is_err(), "the ACK slipped through");
     let (_, writer) = spin.await.unwrap();
     let held = session.counters().qemu_stream_bytes;
-    // Twenty reads a second of 180 bytes, and what came before the hold.
+    // Twenty reads a second of 18 bytes, and what came before the hold.
     assert!(
-        held < builder.bytes().len() as u64 + 100 * 18 + 40 * 180,
+        held < builder.bytes().len() as u64 + 100 * 18 + 40 * 18,
         "{held}"
     );
     session.release();

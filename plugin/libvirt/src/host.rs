@@ -168,6 +168,15 @@ impl Host {
         }
     }
 
+    /// Whether QEMU emulates the processor of this domain in software.
+    pub fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        let xml = domain
+            .xml_desc(0)
+            .map_err(domain_error(&domain, "read the XML of"))?;
+        Ok(qemu_user::is_emulated(&xml)?)
+    }
+
     /// Writes the membership, live and for the next start; `None` removes it.
     ///
     /// Blocks while the domain migrates: libvirt lets nobody modify it then.

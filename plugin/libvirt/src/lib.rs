@@ -24,4 +24,5 @@ pub use metadata::{METADATA_NAMESPACE, Membership, MetadataError};
 pub use migration::{MigrateOptions, Migration, abort_job};
 pub use qemu_user::{
     DomainQemuUser, QemuUser, QemuUserError, domain_qemu_user, host_qemu_user, host_uuid,
+    is_emulated,
 };

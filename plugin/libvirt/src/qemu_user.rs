@@ -60,6 +60,12 @@ pub fn domain_qemu_user(domain_xml: &str) -> Result<Option<DomainQemuUser>, Qemu
         .transpose()
 }
 
+/// Whether QEMU emulates the processor of this domain in software (`<domain type='qemu'>`).
+pub fn is_emulated(domain_xml: &str) -> Result<bool, QemuUserError> {
+    let document = roxmltree::Document::parse(domain_xml)?;
+    Ok(document.root_element().attribute("type") == Some("qemu"))
+}
+
 /// The user that libvirt runs QEMU as on this host, from `virConnectGetCapabilities`.
 pub fn host_qemu_user(capabilities_xml: &str) -> Result<QemuUser, QemuUserError> {
     let document = roxmltree::Document::parse(capabilities_xml)?;
@@ -181,6 +187,12 @@ mod tests {
                 fixed: true
             })
         );
+    }
+
+    #[test]
+    fn software_emulation_is_told_from_kvm() {
+        assert!(is_emulated("<domain type='qemu'/>").expect("parses"));
+        assert!(!is_emulated("<domain type='kvm'/>").expect("parses"));
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::tunnel::Tunnel;
 
 /// How long the destination's libvirt, or the peer, may take to answer.
 const REACH_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a member whose processor is emulated goes on in slow passes before it counts as
+/// ready; `docs/decisions/0007` says why.
+const SETTLE_EMULATED: Duration = Duration::from_millis(300);
 /// How long running jobs may take to end when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -310,12 +313,17 @@ impl Coordinator {
         transport: Transport,
     ) -> Result<SourceOptions, ServiceError> {
         let uuids: Vec<Uuid> = members.iter().map(|member| member.uuid).collect();
-        let (source_host, owners) = ask(&self.parts.hypervisor, move |hypervisor| {
+        let emulated_uuids = uuids.clone();
+        let (source_host, owners, emulated) = ask(&self.parts.hypervisor, move |hypervisor| {
             let owners: Result<Vec<_>, _> = uuids
                 .into_iter()
                 .map(|uuid| hypervisor.domain_qemu_user(uuid))
                 .collect();
-            Ok((hypervisor.hostname()?, owners?))
+            let emulated = emulated_uuids
+                .into_iter()
+                .map(|uuid| hypervisor.domain_is_emulated(uuid))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok((hypervisor.hostname()?, owners?, emulated.contains(&true)))
         })
         .await?;
         Ok(SourceOptions {
@@ -342,6 +350,11 @@ impl Coordinator {
             techniques: request.techniques,
             bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
             hold: true,
+            settle: if emulated {
+                SETTLE_EMULATED
+            } else {
+                Duration::ZERO
+            },
         })
     }
 

@@ -40,6 +40,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The user QEMU runs as unless a domain says otherwise.
     fn qemu_user(&self) -> Result<QemuUser, LibvirtError>;
     fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError>;
+    /// Whether QEMU emulates the processor of this domain in software.
+    fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -127,6 +129,10 @@ impl Hypervisor for Libvirt {
 
     fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError> {
         self.host()?.domain_qemu_user(uuid)
+    }
+
+    fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError> {
+        self.host()?.domain_is_emulated(uuid)
     }
 
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {

@@ -159,6 +159,9 @@ impl Hypervisor for Fake {
     fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
         Ok(QemuUser { uid: 0, gid: 0 })
     }
+    fn domain_is_emulated(&self, _: Uuid) -> Result<bool, LibvirtError> {
+        Ok(false)
+    }
     fn domain_qemu_user(&self, _: Uuid) -> Result<DomainQemuUser, LibvirtError> {
         Ok(DomainQemuUser {
             user: self.qemu_user()?,
