@@ -149,8 +149,7 @@ impl Channel {
         .map_err(ChannelError::Encoder)?;
         let mut watch = MainStream {
             main: self.main,
-            first_pass_done: None,
-            reported: false,
+            first_pass_done: false,
             unreadable: false,
             stopped: None,
         };
@@ -164,7 +163,7 @@ impl Channel {
             if !urgent {
                 shared.gate.give_way().await;
                 if shared.gate.holds(member) {
-                    urgent = watch.first_pass_done.is_some();
+                    urgent = watch.first_pass_done;
                     if watch.trickles(&encoder, filled, last_read) {
                         limit = HELD_IDLE_BYTES;
                         let release = released.wait_for(|released| *released);
@@ -211,9 +210,7 @@ impl Channel {
 /// What a member's main stream has shown so far.
 struct MainStream {
     main: bool,
-    first_pass_done: Option<Instant>,
-    /// The end of the first pass.
-    reported: bool,
+    first_pass_done: bool,
     unreadable: bool,
     stopped: Option<StoppedGuest>,
 }
@@ -222,14 +219,10 @@ impl MainStream {
     /// Reports what the last chunk has shown.
     fn look(&mut self, shared: &Shared, member: usize, encoder: &ChannelEncoder, shape: &Shape) {
         let progress = encoder.progress();
-        if progress.first_pass_done() {
-            let done = *self.first_pass_done.get_or_insert_with(Instant::now);
-            let settled = done.elapsed() >= shared.settle || !shared.gate.holds(member);
-            if settled && !self.reported {
-                self.reported = true;
-                shared.live.first_pass_done(member);
-                shared.report(SourceEvent::FirstPassDone { member });
-            }
+        if progress.first_pass_done() && !self.first_pass_done {
+            self.first_pass_done = true;
+            shared.live.first_pass_done(member);
+            shared.report(SourceEvent::FirstPassDone { member });
         }
         if progress.guest_stopped() && self.stopped.is_none() {
             self.stopped = Some(shared.gate.guest_stopped());
@@ -240,7 +233,7 @@ impl MainStream {
                 at: Instant::now(),
             });
         }
-        if self.main && encoder.is_opaque() && self.first_pass_done.is_none() && !self.unreadable {
+        if self.main && encoder.is_opaque() && !self.first_pass_done && !self.unreadable {
             self.unreadable = true;
             shape.may_end.store(true, Relaxed);
             shared.report(SourceEvent::Unreadable { member });
@@ -252,7 +245,7 @@ impl MainStream {
         if self.unreadable {
             return last_read < UNREADABLE_IDLE_BYTES;
         }
-        self.first_pass_done.is_some() && is_idle(encoder.progress(), unread)
+        self.first_pass_done && is_idle(encoder.progress(), unread)
     }
 }
 

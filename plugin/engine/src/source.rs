@@ -60,9 +60,6 @@ pub struct SourceOptions {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Withhold every member's SWITCHOVER_ACK until released.
     pub hold: bool,
-    /// How long a held member goes on in slow passes after its first pass, before that is
-    /// reported as done.
-    pub settle: Duration,
 }
 
 /// Why a session could not be opened, or ended.
@@ -126,7 +123,6 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: FrameQueue,
     pub(crate) backlog: Arc<Semaphore>,
-    pub(crate) settle: Duration,
     order: Mutex<SessionOrder>,
     channels: Mutex<HashMap<u32, ChannelPort>>,
     next_channel: AtomicU32,
@@ -256,7 +252,6 @@ impl SourceSession {
             techniques: options.techniques,
             live,
             gate: Arc::new(Gate::new(members, options.hold)),
-            settle: options.settle,
             queue,
             backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
             order: Mutex::new(SessionOrder::new(slots_in(welcome.window_budget_bytes))),

@@ -131,7 +131,6 @@ impl Pair {
             techniques: Techniques::ALL,
             bandwidth_bytes_per_s: None,
             hold: false,
-            settle: Duration::ZERO,
         }
     }
 

@@ -21,9 +21,6 @@ use crate::tunnel::Tunnel;
 
 /// How long the destination's libvirt, or the peer, may take to answer.
 const REACH_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a member whose processor is emulated goes on in slow passes before it counts as
-/// ready; `docs/decisions/0007` says why.
-const SETTLE_EMULATED: Duration = Duration::from_millis(300);
 /// How long running jobs may take to end when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -43,6 +40,8 @@ pub struct Parts {
     pub peers: Arc<Peers>,
     pub runtime_dir: std::path::PathBuf,
     pub window_budget_bytes: u64,
+    /// Hold gangs with emulated processors too; `docs/decisions/0007` says what that risks.
+    pub hold_emulated: bool,
 }
 
 pub struct Coordinator {
@@ -326,6 +325,12 @@ impl Coordinator {
             Ok((hypervisor.hostname()?, owners?, emulated.contains(&true)))
         })
         .await?;
+        if emulated && !self.parts.hold_emulated {
+            tracing::warn!(
+                job = id.simple().to_string(),
+                "a member's processor is emulated (<domain type='qemu'>): the gang is not held for a common switchover, see hold_emulated in vmgang.toml"
+            );
+        }
         Ok(SourceOptions {
             peer: request.peer.clone(),
             transport,
@@ -349,12 +354,7 @@ impl Coordinator {
             socket_owners: owners.iter().map(socket_owner).collect(),
             techniques: request.techniques,
             bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
-            hold: true,
-            settle: if emulated {
-                SETTLE_EMULATED
-            } else {
-                Duration::ZERO
-            },
+            hold: !emulated || self.parts.hold_emulated,
         })
     }
 

@@ -55,6 +55,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: peers.clone(),
         runtime_dir: config.runtime_dir.clone(),
         window_budget_bytes,
+        hold_emulated: config.hold_emulated,
     })
     .await
     .context("cannot read the job history")?;

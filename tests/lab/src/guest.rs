@@ -18,7 +18,7 @@ pub(crate) const INITRAMFS_PATH: &str = "/usr/lib/vmgang-lab/initramfs";
 /// Kernel options that make a boot under emulation short and change nothing tests look at.
 const KERNEL_OPTIONS: &str = "console=ttyS0 quiet mitigations=off tsc=reliable \
                               random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 \
-                              audit=0 apparmor=0";
+                              audit=0 apparmor=0 oops=panic";
 
 /// How a guest is made. See `tests/guest` for what its memory recipe means.
 #[derive(Clone, Debug)]

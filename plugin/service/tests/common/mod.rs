@@ -417,6 +417,7 @@ impl Rig {
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),
             window_budget_bytes: 1 << 30,
+            hold_emulated: false,
         })
         .await
         .expect("opens");
