@@ -27,8 +27,6 @@ include packaging/install.mk
 stage: build
 	@rm -rf "$(VMGANG_INSTALL_TREE)"
 	@$(MAKE) --no-print-directory install DESTDIR="$(VMGANG_INSTALL_TREE)" PREFIX=/usr >/dev/null
-	@# The lab's guests are emulated, and made so that holding them is safe.
-	@echo 'hold_emulated = true' >> "$(VMGANG_INSTALL_TREE)/etc/vmgang/vmgang.toml"
 
 lint: setup ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

@@ -12,7 +12,7 @@ use crate::recipe::Recipe;
 const TICK: Duration = Duration::from_millis(10);
 const IDLE_TICK: Duration = Duration::from_millis(20);
 /// Pages of the pulse, half of them from before the fill and half from after it.
-const PULSE_PAGES: usize = 1024;
+const PULSE_PAGES: usize = 64;
 /// Work inside one tick stops here, so that the ticks keep coming on a slow machine.
 const TICK_WORK_MAX: Duration = Duration::from_millis(5);
 /// A guest with broken memory says so this often, then only counts.
