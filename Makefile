@@ -11,7 +11,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint unit lab-test demo bench deny stage
+.PHONY: help setup build install test lint demo bench deny stage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ build: setup ## vmgang and vmgangd, optimised
 	$(CARGO) build --release --locked -p vmgang-service -p vmgang-cli
 
 include packaging/install.mk
+
+install: build ## programs, unit, D-Bus and polkit files, configuration (PREFIX, DESTDIR)
+	@$(MAKE) --no-print-directory install-files
 
 stage: build
 	@rm -rf "$(VMGANG_INSTALL_TREE)"

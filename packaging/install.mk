@@ -9,8 +9,9 @@ unitdir ?= $(PREFIX)/lib/systemd/system
 tmpfilesdir ?= $(PREFIX)/lib/tmpfiles.d
 sysconfdir ?= /etc
 
-.PHONY: install uninstall
-install: build ## programs, unit, D-Bus and polkit files, configuration
+.PHONY: install-files uninstall
+# Expects the programs in BUILD_DIR.
+install-files:
 	install -D -m 0755 $(BUILD_DIR)/vmgang $(DESTDIR)$(bindir)/vmgang
 	install -D -m 0755 $(BUILD_DIR)/vmgangd $(DESTDIR)$(sbindir)/vmgangd
 	install -d $(DESTDIR)$(unitdir)

@@ -132,12 +132,20 @@ pub fn expect_running(host: &Host, guests: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Fails unless each of these guests runs, as opposed to being paused.
+pub fn expect_not_paused(host: &Host, guests: &[&str]) -> Result<()> {
+    for guest in guests {
+        let state = host.virsh(&["domstate", guest])?;
+        let state = state.trim();
+        ensure!(state == "running", "guest {guest} is {state}");
+    }
+    Ok(())
+}
+
 /// Has every guest check all its memory once more, where it runs now.
 pub fn verify_all(host: &Host, guests: &[&str]) -> Result<()> {
     let verify = |name: &str| -> Result<()> {
-        let state = host.virsh(&["domstate", name])?;
-        let state = state.trim();
-        ensure!(state == "running", "guest {name} is {state}");
+        expect_not_paused(host, &[name])?;
         let report = host.guest(name).verify(PATIENCE)?;
         ensure!(report.bad == 0, "guest {name} found bad memory: {report:?}");
         Ok(())

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vmgang_e2e::{
-    Ended, boot_all, clone_guest, expect_clean, expect_running, start_vmgang, uri, verify_all,
-    vmgang, wait_until, with_lab,
+    Ended, boot_all, clone_guest, expect_clean, expect_not_paused, expect_running, start_vmgang,
+    uri, verify_all, vmgang, wait_until, with_lab,
 };
 use vmgang_lab::{Host, Lab, Signal};
 
@@ -56,13 +56,8 @@ fn expect_untouched(lab: &Lab) -> Result<()> {
     wait_until("libvirt on b has cleaned up", || {
         Ok(b.domains()?.is_empty())
     })?;
+    expect_not_paused(a, &GUESTS)?;
     for guest in GUESTS {
-        let state = a.virsh(&["domstate", guest])?;
-        ensure!(
-            state.trim() == "running",
-            "guest {guest} is {}",
-            state.trim()
-        );
         wait_until("libvirt on a has ended the member's job", || {
             Ok(a.virsh(&["domjobinfo", guest])?.contains("None"))
         })?;

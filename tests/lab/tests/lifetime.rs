@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -70,15 +70,28 @@ fn mounts_of_the_cache() -> Result<usize> {
         .count())
 }
 
+/// The owner of a lab; killed also when the test fails before it comes to that.
+struct Owner(Child);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_killed_owner_takes_everything_along() -> Result<()> {
     let name = format!("killed-{}", std::process::id());
     let (links, mounts) = (interfaces()?, mounts_of_the_cache()?);
-    let mut owner = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["--lab", &name, "up", "--foreground"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = owner.stdout.take().context("a pipe")?;
+    let mut owner = Owner(
+        Command::new(env!("CARGO_BIN_EXE_lab"))
+            .args(["--lab", &name, "up", "--foreground"])
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    let output = owner.0.stdout.take().context("a pipe")?;
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line)?;
     ensure!(line.contains("is up"), "{line}");
@@ -104,8 +117,8 @@ fn a_killed_owner_takes_everything_along() -> Result<()> {
         "a mount is visible outside"
     );
 
-    owner.kill()?;
-    owner.wait()?;
+    owner.0.kill()?;
+    owner.0.wait()?;
     wait_until_gone(&inside)?;
     ensure!(interfaces()? == links);
     ensure!(mounts_of_the_cache()? == mounts);

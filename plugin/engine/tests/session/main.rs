@@ -1,0 +1,6 @@
+//! Whole sessions over loopback TCP, with these tests in the place of both QEMUs.
+
+mod endings;
+mod handshake;
+mod pair;
+mod streams;
