@@ -146,6 +146,9 @@ async fn a_destination_that_quits_while_held_is_a_failure_at_once() {
         matches!(e, SourceEvent::AckWithheld { .. })
     })
     .await;
+    // All of it is read: an ending in order, not a reset by the kernel.
+    let sent = StreamBuilder::new(4096).bytes().len();
+    connection.read_exact(&mut vec![0; sent]).await.unwrap();
     drop(connection);
     event(&mut events, |e| {
         matches!(e, SourceEvent::MemberFailed { .. })

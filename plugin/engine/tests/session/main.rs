@@ -2,5 +2,6 @@
 
 mod endings;
 mod handshake;
+mod hostile;
 mod pair;
 mod streams;

@@ -162,11 +162,13 @@ pub fn page(seed: u64) -> [u8; 4096] {
     page
 }
 
-/// A guest of `pages` pages: a third zero, a third the same on all guests, a third its own.
+/// A guest of `pages` pages: a third zero, a third the same on all guests (every tenth of it
+/// uniform), a third its own.
 pub fn guest_stream(member: usize, pages: usize) -> Vec<u8> {
     let first: Vec<_> = (0..pages as u64)
         .map(|i| match i % 3 {
             0 => None,
+            1 if i % 30 == 1 => Some([i as u8 | 1; 4096]),
             1 => Some(page(i)),
             _ => Some(page(i + 1_000_000 * (member as u64 + 1))),
         })
