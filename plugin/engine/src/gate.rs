@@ -16,8 +16,7 @@ pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
 pub(crate) const HELD_PAUSE: Duration = Duration::from_millis(50);
 /// What an idle held member is read at a time: one empty pass. QEMU, blocked in its socket,
 /// then makes no more, instead of tens of thousands a second that would each send libvirtd an
-/// event. One and not several: passes close together are where QEMU's emulator can lose track
-/// of a dirty page (`docs/decisions/0007`).
+/// event (`docs/decisions/0007`).
 pub(crate) const HELD_IDLE_BYTES: usize = 18;
 /// How long a released member's QEMU has to read its SWITCHOVER_ACK before it is read from at
 /// full speed again: it then switches over at the end of the pass at hand.

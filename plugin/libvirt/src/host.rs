@@ -17,6 +17,10 @@ use crate::raw;
 const KEEPALIVE_INTERVAL_S: i32 = 5;
 const KEEPALIVE_COUNT: u32 = 5;
 
+/// The first libvirt and QEMU that let the caller say how fast the link is at the switchover.
+const SWITCHOVER_RATE_LIBVIRT: u32 = 11_001_000;
+const SWITCHOVER_RATE_QEMU: u32 = 8_002_000;
+
 /// Whether a domain's guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DomainState {
@@ -233,6 +237,29 @@ impl Host {
         let (kind, params) = raw::job_stats(&domain, flags)
             .map_err(domain_error(&domain, "read the job statistics of"))?;
         Ok(JobStats::from_params(kind, &params))
+    }
+
+    /// Whether migrations from here can be told the rate QEMU is to reckon with at the
+    /// switchover ([`crate::MigrateOptions::switchover_mib_s`]).
+    pub fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
+        let libvirt = self
+            .connect
+            .lib_version()
+            .map_err(host_error("read the version of libvirt"))?;
+        let qemu = self
+            .connect
+            .hyp_version()
+            .map_err(host_error("read the version of QEMU"))?;
+        Ok(libvirt >= SWITCHOVER_RATE_LIBVIRT && qemu >= SWITCHOVER_RATE_QEMU)
+    }
+
+    /// Lets the migration that runs on the domain stop the guest for so long, in milliseconds.
+    pub fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        domain
+            .migrate_set_max_downtime(milliseconds, 0)
+            .map_err(domain_error(&domain, "set the longest downtime of"))?;
+        Ok(())
     }
 
     pub(crate) fn lookup(&self, uuid: Uuid) -> Result<Domain, LibvirtError> {

@@ -27,6 +27,9 @@ pub struct MigrateOptions {
     pub undefine_source: bool,
     /// Leave the guest paused on the destination.
     pub suspend: bool,
+    /// The rate QEMU is to reckon with at the switchover, in MiB/s, instead of its own estimate;
+    /// see [`Host::takes_switchover_rate`].
+    pub switchover_mib_s: Option<u64>,
 }
 
 impl MigrateOptions {
@@ -107,8 +110,14 @@ fn migrate(uri: &str, domain: Uuid, options: &MigrateOptions) -> Result<(), Libv
     let migrate_uri = raw::c_string("the migration URI", &options.migrate_uri)?;
     let host = Host::open(uri)?;
     let domain = host.lookup(domain)?;
-    raw::migrate_to_uri(&domain, &destination, &migrate_uri, options.flags())
-        .map_err(domain_error(&domain, "migrate"))
+    raw::migrate_to_uri(
+        &domain,
+        &destination,
+        &migrate_uri,
+        options.switchover_mib_s,
+        options.flags(),
+    )
+    .map_err(domain_error(&domain, "migrate"))
 }
 
 /// Linux keeps 15 bytes of a thread's name; a NUL would be refused.
@@ -131,6 +140,7 @@ mod tests {
             persistent: false,
             undefine_source: false,
             suspend: false,
+            switchover_mib_s: None,
         };
         assert_eq!(options.flags(), 0b11);
         options.persistent = true;

@@ -43,11 +43,17 @@ pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
     check(status)
 }
 
-/// `virDomainMigrateToURI3` with a migration URI as its only parameter. Blocks to the end.
+/// libvirt's name for the rate QEMU is to reckon with at the switchover, in MiB/s; newer than
+/// the header this crate may be built with.
+const BANDWIDTH_AVAIL_SWITCHOVER: &CStr = c"bandwidth.avail.switchover";
+
+/// `virDomainMigrateToURI3` with a migration URI and, if given, the rate QEMU is to reckon with
+/// at the switchover, in MiB/s. Blocks to the end.
 pub(crate) fn migrate_to_uri(
     domain: &Domain,
     destination: &CStr,
     migrate_uri: &CStr,
+    switchover_mib_s: Option<u64>,
     flags: u32,
 ) -> Result<(), Error> {
     let mut params = Params {
@@ -66,6 +72,19 @@ pub(crate) fn migrate_to_uri(
         )
     };
     check(status)?;
+    if let Some(rate) = switchover_mib_s {
+        // SAFETY: as above; the rate is passed by value.
+        let status = unsafe {
+            sys::virTypedParamsAddULLong(
+                &mut params.array,
+                &mut params.len,
+                &mut capacity,
+                BANDWIDTH_AVAIL_SWITCHOVER.as_ptr(),
+                rate,
+            )
+        };
+        check(status)?;
+    }
     // SAFETY: `domain` and `params` outlive the call, which only reads the parameters.
     let status = unsafe {
         sys::virDomainMigrateToURI3(

@@ -88,6 +88,7 @@ async fn a_migration_that_libvirt_refuses_reports_its_reason() {
         persistent: true,
         undefine_source: false,
         suspend: false,
+        switchover_mib_s: None,
     };
     let migration = Migration::start(URI, uuid, "test", options).expect("starts");
     let error = migration.wait().await.expect_err("the test driver cannot");

@@ -24,8 +24,6 @@ pub struct Config {
     /// Certificate names, with `*` as a wildcard; empty means any our authority signed.
     pub allow_peers: Vec<String>,
     pub window_budget: WindowBudget,
-    /// Hold gangs with emulated processors for a common switchover too.
-    pub hold_emulated: bool,
 }
 
 impl Default for Config {
@@ -38,7 +36,6 @@ impl Default for Config {
             tls: TlsConfig::default(),
             allow_peers: Vec::new(),
             window_budget: WindowBudget::Auto,
-            hold_emulated: false,
         }
     }
 }

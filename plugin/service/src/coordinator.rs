@@ -40,8 +40,6 @@ pub struct Parts {
     pub peers: Arc<Peers>,
     pub runtime_dir: std::path::PathBuf,
     pub window_budget_bytes: u64,
-    /// Hold gangs with emulated processors too; `docs/decisions/0007` says what that risks.
-    pub hold_emulated: bool,
 }
 
 pub struct Coordinator {
@@ -190,7 +188,7 @@ impl Coordinator {
         let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
         self.check_idle(&members).await?;
         self.check_destination(&request, &members).await?;
-        let options = self
+        let (options, limit_passes) = self
             .source_options(id, &request, &members, transport)
             .await?;
 
@@ -225,6 +223,7 @@ impl Coordinator {
             control,
             request,
             members,
+            limit_passes,
         };
         let coordinator = self.clone();
         let started = job.clone();
@@ -304,34 +303,42 @@ impl Coordinator {
         check_room(request, members, &found, here)
     }
 
+    /// And whether QEMU is to be told when it may take itself for done.
     async fn source_options(
         &self,
         id: Uuid,
         request: &MigrateRequest,
         members: &[DomainInfo],
         transport: Transport,
-    ) -> Result<SourceOptions, ServiceError> {
+    ) -> Result<(SourceOptions, bool), ServiceError> {
         let uuids: Vec<Uuid> = members.iter().map(|member| member.uuid).collect();
         let emulated_uuids = uuids.clone();
-        let (source_host, owners, emulated) = ask(&self.parts.hypervisor, move |hypervisor| {
-            let owners: Result<Vec<_>, _> = uuids
-                .into_iter()
-                .map(|uuid| hypervisor.domain_qemu_user(uuid))
-                .collect();
-            let emulated = emulated_uuids
-                .into_iter()
-                .map(|uuid| hypervisor.domain_is_emulated(uuid))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok((hypervisor.hostname()?, owners?, emulated.contains(&true)))
-        })
-        .await?;
-        if emulated && !self.parts.hold_emulated {
+        let (source_host, owners, emulated, limit_passes) =
+            ask(&self.parts.hypervisor, move |hypervisor| {
+                let owners: Result<Vec<_>, _> = uuids
+                    .into_iter()
+                    .map(|uuid| hypervisor.domain_qemu_user(uuid))
+                    .collect();
+                let emulated = emulated_uuids
+                    .into_iter()
+                    .map(|uuid| hypervisor.domain_is_emulated(uuid))
+                    .collect::<Result<Vec<_>, _>>()?;
+                Ok((
+                    hypervisor.hostname()?,
+                    owners?,
+                    emulated.contains(&true),
+                    hypervisor.takes_switchover_rate()?,
+                ))
+            })
+            .await?;
+        let hold = limit_passes || !emulated;
+        if !hold {
             tracing::warn!(
                 job = id.simple().to_string(),
-                "a member's processor is emulated (<domain type='qemu'>): the gang is not held for a common switchover, see hold_emulated in vmgang.toml"
+                "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: the gang is not held for a common switchover"
             );
         }
-        Ok(SourceOptions {
+        let options = SourceOptions {
             peer: request.peer.clone(),
             transport,
             offer: Offer {
@@ -354,8 +361,9 @@ impl Coordinator {
             socket_owners: owners.iter().map(socket_owner).collect(),
             techniques: request.techniques,
             bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
-            hold: !emulated || self.parts.hold_emulated,
-        })
+            hold,
+        };
+        Ok((options, limit_passes))
     }
 
     fn write_record(&self, record: &Record) {

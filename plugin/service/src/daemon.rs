@@ -55,7 +55,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: peers.clone(),
         runtime_dir: config.runtime_dir.clone(),
         window_budget_bytes,
-        hold_emulated: config.hold_emulated,
     })
     .await
     .context("cannot read the job history")?;

@@ -14,6 +14,7 @@ use crate::job::{Control, Job};
 use crate::outcome;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
+use crate::switchover::{Limits, StreamRates};
 use crate::tunnel::Session;
 
 /// Members migrated at once: libvirtd has 20 workers, and abort and statistics need some.
@@ -30,6 +31,8 @@ pub struct Driver {
     pub control: UnboundedReceiver<Control>,
     pub request: MigrateRequest,
     pub members: Vec<DomainInfo>,
+    /// Tell each member's QEMU when it may take itself for done.
+    pub limit_passes: bool,
 }
 
 /// What was measured of one member.
@@ -50,6 +53,9 @@ pub(crate) struct Known {
     pub(crate) session_lost: bool,
     /// More events may come.
     pub(crate) events_open: bool,
+    pub(crate) rates: StreamRates,
+    /// Of the wave that runs, if vmgang sets them.
+    pub(crate) limits: Option<Limits>,
 }
 
 impl Driver {
@@ -60,6 +66,8 @@ impl Driver {
             facts: vec![Facts::default(); self.members.len()],
             session_lost: false,
             events_open: true,
+            rates: StreamRates::new(self.members.len()),
+            limits: None,
         };
         let mut cause = None;
         let waves: Vec<Vec<usize>> = (0..self.members.len())

@@ -42,6 +42,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError>;
     /// Whether QEMU emulates the processor of this domain in software.
     fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError>;
+    /// Whether a migration can be told the rate to reckon with at its switchover.
+    fn takes_switchover_rate(&self) -> Result<bool, LibvirtError>;
+    /// Changes the longest downtime of the migration that runs on the domain.
+    fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -133,6 +137,14 @@ impl Hypervisor for Libvirt {
 
     fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError> {
         self.host()?.domain_is_emulated(uuid)
+    }
+
+    fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
+        self.host()?.takes_switchover_rate()
+    }
+
+    fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError> {
+        self.host()?.set_max_downtime(uuid, milliseconds)
     }
 
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {

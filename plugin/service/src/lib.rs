@@ -25,5 +25,6 @@ mod outcome;
 pub mod peers;
 pub mod report;
 pub mod request;
+mod switchover;
 pub mod tunnel;
 mod wave;

@@ -19,6 +19,7 @@ use crate::driver::{Driver, Known};
 use crate::hypervisor::{Verdict, ask};
 use crate::job::{Control, MemberState};
 use crate::report::JobState;
+use crate::switchover::{Limits, RATE_MIB_S};
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
@@ -64,6 +65,10 @@ impl Driver {
                 view.members[member].state = MemberState::Copying;
             }
         });
+        known.limits = self.limit_passes.then(|| {
+            let members = wave.iter().map(|&m| (m, self.members[m].uuid));
+            Limits::new(&self.hypervisor, members)
+        });
         // Ends with this function, however that ends.
         let mut statistics = JoinSet::new();
         statistics.spawn(self.watch_statistics(wave));
@@ -73,7 +78,17 @@ impl Driver {
         'wave: loop {
             for action in barrier.handle(inputs.drain(..)) {
                 match action {
-                    Action::Release(members) => self.release(&members),
+                    Action::Release(members) => {
+                        self.release(&members);
+                        // After the release: a member that has its limit first would look for
+                        // dirty pages in the middle of a pass.
+                        self.sample(known);
+                        if let Some(limits) = &known.limits {
+                            for member in members {
+                                limits.release(member, known.rates.unsent_bytes(member));
+                            }
+                        }
+                    }
                     Action::AbortMember(member) => aborts.start(member, &self.members[member]),
                     Action::Finish => break 'wave,
                 }
@@ -90,7 +105,10 @@ impl Driver {
                     deadline = None;
                     inputs.push(Input::TimedOut);
                 }
-                _ = refresh.tick() => self.refresh(&barrier),
+                _ = refresh.tick() => {
+                    self.sample(known);
+                    self.refresh(&barrier);
+                }
             }
             // Answers before events: what broke a channel was reported before libvirt noticed.
             while let Some(answer) = answers.tasks.try_join_next_with_id() {
@@ -99,6 +117,7 @@ impl Driver {
             inputs.extend(self.waiting(known));
         }
         aborts.shutdown().await;
+        known.limits = None;
         for &member in wave {
             known.facts[member].outcome = barrier.outcome(member).cloned();
             known.facts[member].error = barrier.member_error(member).map(str::to_owned);
@@ -113,6 +132,13 @@ impl Driver {
             }
         });
         barrier
+    }
+
+    /// Takes note of how far each member's stream has come.
+    fn sample(&self, known: &mut Known) {
+        let counters = self.session.counters();
+        let streams = counters.members.iter().map(|m| m.qemu_stream_bytes);
+        known.rates.sample(Instant::now(), streams);
     }
 
     /// Between waves: whether something has happened that forbids the next one.
@@ -137,6 +163,7 @@ impl Driver {
             persistent: self.request.persistent,
             undefine_source: self.request.undefine_source,
             suspend: self.request.suspend,
+            switchover_mib_s: self.limit_passes.then_some(RATE_MIB_S),
         };
         self.hypervisor.migrate(domain.uuid, &domain.name, options)
     }
@@ -193,6 +220,10 @@ impl Driver {
         };
         match event {
             SourceEvent::ChannelOpened { member } => {
+                // libvirt's migration job has begun: what is set now ends with it.
+                if let Some(limits) = &known.limits {
+                    limits.hold(member);
+                }
                 let member = self.name(member);
                 tracing::debug!(job = self.job.id, member, "channel opened");
                 None

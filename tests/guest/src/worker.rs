@@ -11,8 +11,6 @@ use crate::recipe::Recipe;
 
 const TICK: Duration = Duration::from_millis(10);
 const IDLE_TICK: Duration = Duration::from_millis(20);
-/// Pages of the pulse, half of them from before the fill and half from after it.
-const PULSE_PAGES: usize = 64;
 /// Work inside one tick stops here, so that the ticks keep coming on a slow machine.
 const TICK_WORK_MAX: Duration = Duration::from_millis(5);
 /// A guest with broken memory says so this often, then only counts.
@@ -33,8 +31,6 @@ pub struct Worker<'a, W> {
     bad: u64,
     dirtied: u64,
     gap_max: Duration,
-    pulse: Vec<Page>,
-    pulses: u64,
 }
 
 impl<'a, W: Write> Worker<'a, W> {
@@ -57,35 +53,15 @@ impl<'a, W: Write> Worker<'a, W> {
             bad: 0,
             dirtied: 0,
             gap_max: Duration::ZERO,
-            pulse: vec![[0; WORDS]; PULSE_PAGES],
-            pulses: 0,
         }
-    }
-
-    /// Writes to another page each tick. QEMU's software emulation (10.0) stops to notice
-    /// writes to pages once it has looked for dirty ones and found none that was clean before
-    /// (`physical_memory_sync_dirty_bitmap` counts only those, and puts its marks right only
-    /// if there are any). A guest that is quite idle, held in pre-copy, then loses writes; one
-    /// that always has a new dirty page does not.
-    fn pulse(&mut self) {
-        let half = PULSE_PAGES / 2;
-        let step = self.pulses as usize;
-        let index = (step / 2) % half + step % 2 * half;
-        if let Some(page) = self.pulse.get_mut(index) {
-            page[0] = std::hint::black_box(self.pulses);
-        }
-        self.pulses += 1;
     }
 
     /// Gives every page its first content.
     pub fn fill(&mut self) {
-        let (before, after) = self.pulse.split_at_mut(PULSE_PAGES / 2);
-        before.iter_mut().for_each(|page| page[0] = 1);
         for (index, page) in self.memory.pages_mut().iter_mut().enumerate() {
             let index = index as u64;
             page::write(self.recipe.fill.kind(index), self.seeds, index, 0, page);
         }
-        after.iter_mut().for_each(|page| page[0] = 1);
     }
 
     /// Works for ever; returns only when the console is gone.
@@ -101,7 +77,6 @@ impl<'a, W: Write> Worker<'a, W> {
             let gap = now - last_tick;
             last_tick = now;
             self.gap_max = self.gap_max.max(gap);
-            self.pulse();
 
             // A guest that was starved does not try to catch up with more than a second of work.
             let seconds = gap.as_secs_f64().min(1.0);

@@ -77,6 +77,8 @@ pub struct Fake {
 struct Wires {
     events: mpsc::UnboundedSender<SourceEvent>,
     released: watch::Sender<Vec<bool>>,
+    /// Longest downtimes in milliseconds.
+    limits: watch::Sender<Vec<u64>>,
     aborted: watch::Sender<Vec<bool>>,
     members: Vec<Uuid>,
 }
@@ -119,6 +121,14 @@ impl Fake {
         self.domains.lock().expect("lock").push(domain);
     }
 
+    /// The open session, and which of its members a domain is.
+    fn wires_of(&self, uuid: Uuid) -> (Wires, usize) {
+        let wires = self.wires.lock().expect("lock").clone();
+        let wires = wires.expect("a session is open");
+        let member = wires.members.iter().position(|m| *m == uuid);
+        (wires, member.expect("offered"))
+    }
+
     pub fn active_names(&self) -> Vec<String> {
         let domains = self.domains.lock().expect("lock");
         domains
@@ -158,6 +168,16 @@ impl Hypervisor for Fake {
     }
     fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
         Ok(QemuUser { uid: 0, gid: 0 })
+    }
+    fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
+        Ok(true)
+    }
+    fn set_max_downtime(&self, uuid: Uuid, limit_ms: u64) -> Result<(), LibvirtError> {
+        let (wires, member) = self.wires_of(uuid);
+        let released = wires.released.borrow()[member];
+        assert!(limit_ms == 1 || released, "{limit_ms} ms for a held member");
+        wires.limits.send_modify(|limits| limits[member] = limit_ms);
+        Ok(())
     }
     fn domain_is_emulated(&self, _: Uuid) -> Result<bool, LibvirtError> {
         Ok(false)
@@ -206,17 +226,8 @@ impl Hypervisor for Fake {
         let script = self.scripts[name];
         *self.started.lock().expect("lock") += 1;
         let name = name.to_owned();
-        let wires = self
-            .wires
-            .lock()
-            .expect("lock")
-            .clone()
-            .expect("a session is open");
-        let member = wires
-            .members
-            .iter()
-            .position(|m| *m == uuid)
-            .expect("offered");
+        assert_eq!(options.switchover_mib_s, Some(1));
+        let (wires, member) = self.wires_of(uuid);
         let fake = self.clone();
         let failed = move |message: &str| LibvirtError::Domain {
             action: "migrate",
@@ -266,6 +277,7 @@ impl Hypervisor for Fake {
             }
             let gives_up = matches!(script, Script::EndsUnstopped | Script::LeftPaused);
             let mut released = wires.released.subscribe();
+            let mut limits = wires.limits.subscribe();
             let mut aborted = wires.aborted.subscribe();
             let result = tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(200)), if gives_up => {
@@ -276,7 +288,11 @@ impl Hypervisor for Fake {
                     }
                     Err(failed("the stream ended early"))
                 }
-                _ = released.wait_for(|released| released[member]) => {
+                () = async {
+                    let _ = released.wait_for(|released| released[member]).await;
+                    // QEMU has more to send than a held member may have left.
+                    let _ = limits.wait_for(|limits| limits[member] >= 1000).await;
+                } => {
                     event(SourceEvent::GuestStopped { member, at: Instant::now() });
                     if script == Script::BreaksAfterRelease {
                         let error = "the peer hung up".into();
@@ -304,17 +320,7 @@ impl Hypervisor for Fake {
         }
         let name = self.domain(uuid)?.name;
         self.aborts.lock().expect("lock").1.push(name);
-        let wires = self
-            .wires
-            .lock()
-            .expect("lock")
-            .clone()
-            .expect("a session is open");
-        let member = wires
-            .members
-            .iter()
-            .position(|m| *m == uuid)
-            .expect("offered");
+        let (wires, member) = self.wires_of(uuid);
         wires.aborted.send_modify(|aborted| aborted[member] = true);
         Ok(())
     }
@@ -332,6 +338,7 @@ impl Tunnel for FakeTunnel {
         let wires = Wires {
             events,
             released: watch::Sender::new(vec![false; members.len()]),
+            limits: watch::Sender::new(vec![300; members.len()]),
             aborted: watch::Sender::new(vec![false; members.len()]),
             members,
         };
@@ -417,7 +424,6 @@ impl Rig {
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),
             window_budget_bytes: 1 << 30,
-            hold_emulated: false,
         })
         .await
         .expect("opens");
