@@ -105,12 +105,25 @@ impl Limits {
         }
     }
 
-    /// Makes the member's QEMU finish each pass. Its migration must have begun.
+    /// Makes the member's QEMU finish each pass. Its migration must have begun, and its
+    /// SWITCHOVER_ACK be withheld: without the one, the other would keep a busy guest copying
+    /// for ever.
     pub(crate) fn hold(&self, member: usize) {
+        self.want_first(member, HELD_MS);
+    }
+
+    /// A member that has sent every page and is not held cannot be: it is to switch over as
+    /// soon as so few bytes are left.
+    pub(crate) fn free_unless_held(&self, member: usize, unsent_bytes: u64) {
+        self.want_first(member, limit_ms(unsent_bytes));
+    }
+
+    /// Takes effect only if nothing was wanted of this member before.
+    fn want_first(&self, member: usize, limit_ms: u64) {
         if let Some(wanted) = self.wanted.get(&member) {
-            // Not again for its second connection, which may come after the release.
-            wanted
-                .send_if_modified(|wanted| *wanted == 0 && std::mem::replace(wanted, HELD_MS) == 0);
+            wanted.send_if_modified(|wanted| {
+                *wanted == 0 && std::mem::replace(wanted, limit_ms) == 0
+            });
         }
     }
 

@@ -220,15 +220,14 @@ impl Driver {
         };
         match event {
             SourceEvent::ChannelOpened { member } => {
-                // libvirt's migration job has begun: what is set now ends with it.
-                if let Some(limits) = &known.limits {
-                    limits.hold(member);
-                }
                 let member = self.name(member);
                 tracing::debug!(job = self.job.id, member, "channel opened");
                 None
             }
             SourceEvent::FirstPassDone { member } => {
+                if let Some(limits) = &known.limits {
+                    limits.free_unless_held(member, known.rates.unsent_bytes(member));
+                }
                 set(member, MemberState::Held);
                 Some(Input::FirstPassDone(member))
             }
@@ -241,7 +240,13 @@ impl Driver {
                 );
                 Some(Input::Unreadable(member))
             }
-            SourceEvent::AckWithheld { member } => Some(Input::AckWithheld(member)),
+            SourceEvent::AckWithheld { member } => {
+                // libvirt's migration job runs: what is set now ends with it.
+                if let Some(limits) = &known.limits {
+                    limits.hold(member);
+                }
+                Some(Input::AckWithheld(member))
+            }
             SourceEvent::GuestStopped { member, at } => {
                 set(member, MemberState::Switching);
                 if let Some(facts) = known.facts.get_mut(member) {

@@ -70,6 +70,14 @@ async fn an_unreadable_stream_makes_the_barrier_approximate_and_blocks_nobody() 
 }
 
 #[tokio::test]
+async fn a_member_that_cannot_be_held_switches_over_and_the_rest_follows() {
+    let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::NoAck)]);
+    let (rig, report) = run(fake, all()).await;
+    assert_eq!(report["state"], "completed", "{report}");
+    assert!(rig.fake.active_names().is_empty());
+}
+
+#[tokio::test]
 async fn a_failure_in_the_queue_is_read_before_the_release() {
     let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::BreaksWhenReady)]);
     let (rig, report) = run(fake, all()).await;

@@ -24,7 +24,7 @@ struct Arguments {
     #[arg(long, default_value_t = 512)]
     memory: u64,
     /// Write the single measurements here, as JSON.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: Option<PathBuf>,
 }
 
