@@ -145,6 +145,7 @@ impl Channel {
             Member(member as u16),
             shared.key.clone(),
             shared.techniques,
+            shared.buffers.clone(),
         )
         .map_err(ChannelError::Encoder)?;
         let mut watch = MainStream {
@@ -175,9 +176,11 @@ impl Channel {
                 }
             }
             let end = (filled + limit).min(buffer.len());
+            let begun = Instant::now();
             let fill = fill(&reader, &mut buffer[..end], filled, urgent)
                 .await
                 .map_err(ChannelError::Read)?;
+            let read = Instant::now();
             let flush = match fill {
                 Fill::Bytes(bytes) => {
                     filled += bytes;
@@ -187,11 +190,13 @@ impl Channel {
                 Fill::Quiet | Fill::End => true,
             };
             let covered = tokio::task::block_in_place(|| encoder.chunk(&buffer[..filled], flush));
+            let hashed = read.elapsed();
             // Before the bytes wait for their turn: a stopped guest must not queue.
             watch.look(shared, member, &encoder, shape);
             if covered > 0 {
                 let bytes = &buffer[..covered];
-                send_chunk(shared, member, &self.port, &mut encoder, bytes).await?;
+                let built = send_chunk(shared, &self.port, &mut encoder, bytes).await?;
+                shared.ladder.channel(read - begun, hashed + built);
                 buffer.copy_within(covered..filled, 0);
                 filled -= covered;
             }
@@ -249,13 +254,13 @@ impl MainStream {
     }
 }
 
+/// Returns how long building took.
 async fn send_chunk(
     shared: &Arc<Shared>,
-    member: usize,
     port: &ChannelPort,
     encoder: &mut ChannelEncoder,
     bytes: &[u8],
-) -> Result<(), ChannelError> {
+) -> Result<Duration, ChannelError> {
     let permits = bytes.len() as u32;
     let session_ended = |_| ChannelError::Session;
     port.credit
@@ -272,26 +277,20 @@ async fn send_chunk(
     port.outstanding.fetch_add(bytes.len() as u64, Relaxed);
     // From here to the fulfilled promise nothing waits and nothing fails: a place in the
     // session's order that stays empty would end the session.
+    let begun = Instant::now();
     tokio::task::block_in_place(|| {
         let (ordered, promise) = {
             let mut order = shared.order();
             (encoder.order(&mut order), shared.queue.promise())
         };
-        let built = encoder.build(bytes, ordered);
-        shared.live.frame(member, &built);
+        let frame = encoder.build(bytes, ordered, shared.ladder.rung());
         // The backlog is bytes on the wire: give back what encoding saved.
-        if let Some(surplus) = (permits as usize)
-            .checked_sub(built.bytes.len())
-            .and_then(|surplus| backlog.split(surplus))
-        {
-            drop(surplus);
+        if let Some(surplus) = (permits as usize).checked_sub(frame.buffer.len()) {
+            drop(backlog.split(surplus));
         }
-        let _ = promise.send(HeavyFrame {
-            bytes: built.bytes,
-            backlog,
-        });
+        let _ = promise.send(HeavyFrame { frame, backlog });
     });
-    Ok(())
+    Ok(begun.elapsed())
 }
 
 enum Fill {

@@ -1,5 +1,7 @@
 //! Both halves of the codec together, without I/O: invariants 1, 3 and 5.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use vmgang_dedup::{DigestKey, Member, slots_in};
 use vmgang_stream::synthetic::StreamBuilder;
@@ -7,8 +9,13 @@ use vmgang_wire::payload::Costs;
 use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES};
 
 use super::{DecodeError, Decoder};
-use crate::Techniques;
+use crate::buffers::Buffers;
+use crate::compression::{Budget, Rung};
+use crate::counters::Live;
 use crate::encode::{ChannelEncoder, SessionOrder};
+use crate::ladder::Ladder;
+use crate::seal::Sealer;
+use crate::{Techniques, Zstd};
 
 const KEY: DigestKey = DigestKey([5; 32]);
 
@@ -38,6 +45,10 @@ fn data(frame: &[u8]) -> Frame<'_> {
     Frame::decode(&header, &frame[HEADER_BYTES..]).unwrap()
 }
 
+fn decoder(budget: u64) -> Decoder {
+    Decoder::new(KEY, budget, Buffers::default()).unwrap()
+}
+
 fn decode(decoder: &mut Decoder, frame: &[u8]) -> Result<Vec<u8>, DecodeError> {
     match data(frame) {
         Frame::Data { data, .. } => decoder.decode(&data),
@@ -53,13 +64,30 @@ fn encode(
     techniques: Techniques,
     turns: &[(usize, bool)],
 ) -> Vec<(usize, Vec<u8>, Costs)> {
-    let mut order = SessionOrder::new(slots_in(budget));
+    let budget = Budget::of(budget);
+    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes));
+    let rung = match (techniques.zstd, budget.window_log) {
+        (Zstd::Off, _) => Rung::None,
+        (Zstd::Fixed(rung), Some(_)) => rung,
+        (Zstd::Fixed(rung), None) => Sealer::rung_without_stream(rung),
+        (Zstd::Adaptive, _) => Rung::Frame,
+    };
+    let buffers = Buffers::default();
+    let live = Arc::new(Live::new(streams.len()));
+    let ladder = Arc::new(Ladder::new(rung));
+    let mut sealer = Sealer::new(budget.window_log, ladder, live, buffers.clone()).unwrap();
     let mut members: Vec<_> = streams
         .iter()
         .enumerate()
         .map(|(i, stream)| {
-            let encoder =
-                ChannelEncoder::new(i as u32 + 1, Member(i as u16), KEY, techniques).unwrap();
+            let encoder = ChannelEncoder::new(
+                i as u32 + 1,
+                Member(i as u16),
+                KEY,
+                techniques,
+                buffers.clone(),
+            )
+            .unwrap();
             (encoder, &stream[..], 0)
         })
         .collect();
@@ -75,17 +103,22 @@ fn encode(
                 continue;
             }
             let ordered = encoder.order(&mut order);
-            let built = encoder.build(&rest[..covered], ordered);
+            let frame = encoder.build(&rest[..covered], ordered, rung);
             *rest = &rest[covered..];
             *unread -= covered;
-            frames.push((i, built.bytes, built.costs));
+            let costs = frame.costs;
+            frames.push((i, sealer.seal(frame).unwrap(), costs));
         }
     }
     frames
 }
 
 fn techniques() -> impl Strategy<Value = Techniques> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(uniform, page, zstd)| Techniques {
+    let zstd = prop_oneof![
+        Just(Zstd::Off),
+        prop::sample::select(&Rung::ALL[..]).prop_map(Zstd::Fixed),
+    ];
+    (any::<bool>(), any::<bool>(), zstd).prop_map(|(uniform, page, zstd)| Techniques {
         uniform,
         page,
         zstd,
@@ -104,7 +137,8 @@ proptest! {
             ),
             1..4,
         ),
-        budget_pages in 0u64..40,
+        // With and without room for the session's zstd stream.
+        budget_pages in prop_oneof![0u64..40, 2047u64..2060],
         techniques in techniques(),
         turns in prop::collection::vec((1usize..60_000, any::<bool>()), 1..8),
     ) {
@@ -121,7 +155,7 @@ proptest! {
             .collect();
         let budget = budget_pages * 4096;
         let frames = encode(&streams, budget, techniques, &turns);
-        let mut decoder = Decoder::new(KEY, budget).unwrap();
+        let mut decoder = decoder(budget);
         let mut out = vec![Vec::new(); streams.len()];
         for (member, frame, _) in &frames {
             out[*member].extend(decode(&mut decoder, frame).unwrap());
@@ -142,7 +176,7 @@ proptest! {
         frame[at] ^= flip;
         let header = FrameHeader::decode(frame.first_chunk::<HEADER_BYTES>().unwrap()).unwrap();
         if let Ok(Frame::Data { data, .. }) = Frame::decode(&header, &frame[HEADER_BYTES..]) {
-            let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+            let mut decoder = decoder(1 << 20);
             if let Ok(bytes) = decoder.decode(&data) {
                 prop_assert!(streams[0].starts_with(&bytes));
             }
@@ -204,7 +238,7 @@ fn incompressible_input_costs_less_than_a_thousandth_more() {
 fn a_replayed_or_skipped_frame_is_refused() {
     let streams = [stream(&[Some(1), Some(2)], &[])];
     let frames = encode(&streams, 1 << 20, Techniques::ALL, &[(5000, true)]);
-    let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+    let mut decoder = decoder(1 << 20);
     decode(&mut decoder, &frames[0].1).unwrap();
     let again = decode(&mut decoder, &frames[0].1);
     assert!(matches!(
@@ -223,7 +257,7 @@ fn a_wrong_digest_delivers_nothing() {
     let mut frame = frames[0].1.clone();
     let last = frame.len() - 1;
     frame[last] ^= 1;
-    let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+    let mut decoder = decoder(1 << 20);
     assert!(matches!(
         decode(&mut decoder, &frame),
         Err(DecodeError::Digest)
@@ -243,17 +277,17 @@ fn a_decompression_bomb_stops_at_the_announced_length() {
         sequence: 0,
         stream_len: 900,
         digest: [0; 16],
-        zstd_raw_len: None,
+        compression: vmgang_wire::Compression::None,
         payload: &bytes,
     };
-    let mut decoder = Decoder::new(KEY, 1 << 20).unwrap();
+    let mut decoder = decoder(1 << 20);
     assert!(matches!(
         decoder.decode(&data),
         Err(DecodeError::StreamLength { announced: 900 })
     ));
     let data = vmgang_wire::Data {
         sequence: 1,
-        zstd_raw_len: Some(u32::MAX),
+        compression: vmgang_wire::Compression::Frame { raw_len: u32::MAX },
         ..data
     };
     assert!(decoder.decode(&data).is_err());

@@ -1,7 +1,7 @@
 //! A peer connection as frames: an ordered queue out, a bounded reader in.
 //!
 //! Owns: the order of outgoing frames, keep-alive in both directions, the bandwidth cap.
-//! Must not: know what frames mean.
+//! Must not: know what frames mean; what it times is for `ladder`, which does.
 
 use std::io;
 use std::sync::Arc;
@@ -9,9 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES, WireError};
+
+use crate::ladder::LinkWatch;
+use crate::seal::{Sealer, Unsealed};
 
 /// Something is sent at least this often.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -21,7 +25,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// A frame that holds a share of the backlog until it is written.
 #[derive(Debug)]
 pub(crate) struct HeavyFrame {
-    pub bytes: Vec<u8>,
+    pub frame: Unsealed,
     pub backlog: OwnedSemaphorePermit,
 }
 
@@ -82,14 +86,22 @@ impl BandwidthCap {
     }
 }
 
+/// What a side that sends heavy frames needs besides.
+pub(crate) struct HeavySide {
+    pub sealer: Sealer,
+    pub watch: LinkWatch,
+    pub cap: BandwidthCap,
+}
+
 /// Writes queued frames until the queue is dropped (returns `Ok`) or something breaks.
 pub(crate) async fn write_frames(
     mut writer: impl AsyncWrite + Unpin,
     mut queue: QueuedFrames,
-    cap: BandwidthCap,
+    mut heavy: Option<HeavySide>,
 ) -> io::Result<()> {
     let mut free_at = Instant::now();
     loop {
+        let begun = Instant::now();
         let next = match queue.receiver.try_recv() {
             Ok(next) => next,
             Err(mpsc::error::TryRecvError::Disconnected) => break,
@@ -109,19 +121,39 @@ pub(crate) async fn write_frames(
         match next {
             Outgoing::Frame(bytes) => writer.write_all(&bytes).await?,
             Outgoing::Promised(promised) => {
-                let Ok(frame) = promised.await else {
+                let (Ok(frame), Some(side)) = (promised.await, &mut heavy) else {
                     // Its place in the order cannot be filled by anything else.
                     return Err(io::Error::other("a frame of this session was lost"));
                 };
+                let HeavyFrame { frame, mut backlog } = frame;
+                let ready = Instant::now();
+                let bytes = working(|| side.sealer.seal(frame))?;
+                // The backlog is bytes on the wire: give back what the stream has saved.
+                if let Some(surplus) = backlog.num_permits().checked_sub(bytes.len()) {
+                    drop(backlog.split(surplus));
+                }
+                let sealed = Instant::now();
                 sleep_until(free_at).await;
-                free_at = free_at.max(Instant::now()) + cap.time_for(frame.bytes.len());
-                writer.write_all(&frame.bytes).await?;
-                drop(frame.backlog);
+                free_at = free_at.max(Instant::now()) + side.cap.time_for(bytes.len());
+                writer.write_all(&bytes).await?;
+                drop(backlog);
+                side.sealer.written(bytes);
+                let (waited, sealing) = (ready - begun, sealed - ready);
+                let ladder = side.sealer.ladder();
+                side.watch.frame(ladder, waited, sealing, sealed.elapsed());
             }
         }
     }
     writer.flush().await?;
     writer.shutdown().await
+}
+
+/// Lets other tasks of this thread go on elsewhere during work of a millisecond.
+fn working<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// Why no frame could be read.
@@ -185,6 +217,35 @@ fn closed(error: io::Error) -> ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffers::Buffers;
+    use crate::compression::Rung;
+    use crate::counters::Live;
+    use crate::ladder::Ladder;
+    use vmgang_wire::Compression;
+    use vmgang_wire::payload::Costs;
+
+    fn heavy(cap: BandwidthCap) -> Option<HeavySide> {
+        let ladder = Arc::new(Ladder::new(Rung::None));
+        let live = Arc::new(Live::new(1));
+        let sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
+        let watch = LinkWatch::new(Rung::None, Rung::None);
+        Some(HeavySide { sealer, watch, cap })
+    }
+
+    fn frame(len: usize) -> Unsealed {
+        Unsealed {
+            channel: 1,
+            member: 0,
+            sequence: 0,
+            stream_len: 1,
+            digest: [0; 16],
+            buffer: vec![7; len],
+            compression: Compression::None,
+            costs: Costs::default(),
+            literal_bytes: 0,
+            raw_len: len,
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_cap_holds_on_average_and_can_be_lifted() {
@@ -192,12 +253,12 @@ mod tests {
         let (queue, queued) = frame_queue();
         let cap = BandwidthCap::default();
         cap.set(Some(100_000));
-        let writing = tokio::spawn(write_frames(far, queued, cap.clone()));
+        let writing = tokio::spawn(write_frames(far, queued, heavy(cap.clone())));
         let backlog = Arc::new(tokio::sync::Semaphore::new(10));
         let send = || {
             let backlog = backlog.clone().try_acquire_owned().unwrap();
-            let bytes = vec![7; 50_000];
-            queue.promise().send(HeavyFrame { bytes, backlog }).unwrap();
+            let frame = frame(50_000);
+            queue.promise().send(HeavyFrame { frame, backlog }).unwrap();
         };
         let start = Instant::now();
         let mut received = vec![0; 200_000];

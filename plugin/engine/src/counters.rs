@@ -8,7 +8,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 
-use crate::encode::Built;
+use vmgang_wire::DATA_OVERHEAD_BYTES;
+
+use crate::seal::Unsealed;
 
 /// Bytes saved, by how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -113,9 +115,10 @@ impl Live {
         }
     }
 
-    /// Counts one DATA frame of `member`.
-    pub(crate) fn frame(&self, member: usize, built: &Built) {
-        let costs = &built.costs;
+    /// Counts one DATA frame, sealed.
+    pub(crate) fn frame(&self, frame: &Unsealed) {
+        let costs = &frame.costs;
+        let payload_bytes = frame.buffer.len().saturating_sub(DATA_OVERHEAD_BYTES);
         let saved = |cost: vmgang_wire::payload::Cost| cost.stream as i64 - cost.payload as i64;
         let stream = costs.literal.stream
             + costs.zero.stream
@@ -123,29 +126,29 @@ impl Live {
             + costs.reference[GROUP_INTRA_VM].stream
             + costs.reference[GROUP_CROSS_VM].stream;
         self.stream_bytes.fetch_add(stream, Relaxed);
-        self.literal_bytes.fetch_add(built.literal_bytes, Relaxed);
+        self.literal_bytes.fetch_add(frame.literal_bytes, Relaxed);
         let spent = costs.literal.payload
             + costs.zero.payload
             + costs.uniform.payload
             + costs.reference[GROUP_INTRA_VM].payload
             + costs.reference[GROUP_CROSS_VM].payload;
-        let length_field = built.raw_bytes as i64 - spent as i64;
+        let length_field = frame.raw_len as i64 - spent as i64;
         self.structure
             .fetch_add(saved(costs.literal) - length_field, Relaxed);
         self.zstd
-            .fetch_add(built.raw_bytes as i64 - built.payload_bytes as i64, Relaxed);
-        self.payload_bytes.fetch_add(built.payload_bytes, Relaxed);
+            .fetch_add(frame.raw_len as i64 - payload_bytes as i64, Relaxed);
+        self.payload_bytes.fetch_add(payload_bytes as u64, Relaxed);
         self.zero.fetch_add(saved(costs.zero), Relaxed);
         self.uniform.fetch_add(saved(costs.uniform), Relaxed);
         self.intra_vm
             .fetch_add(saved(costs.reference[GROUP_INTRA_VM]), Relaxed);
         self.cross_vm
             .fetch_add(saved(costs.reference[GROUP_CROSS_VM]), Relaxed);
-        if let Some(member) = self.members.get(member) {
+        if let Some(member) = self.members.get(frame.member) {
             member.stream_bytes.fetch_add(stream, Relaxed);
             member
                 .wire_bytes
-                .fetch_add(built.bytes.len() as u64, Relaxed);
+                .fetch_add(frame.buffer.len() as u64, Relaxed);
         }
     }
 

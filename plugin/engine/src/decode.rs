@@ -7,8 +7,10 @@
 use vmgang_dedup::{DigestKey, PageWindow, Slot, WindowError, slots_in};
 use vmgang_stream::rebuild;
 use vmgang_wire::payload::{Content, Operation, Operations, Place};
-use vmgang_wire::{BODY_BYTES_MAX, Data, WireError};
+use vmgang_wire::{Compression, Data, WireError};
 
+use crate::buffers::Buffers;
+use crate::compression::{Budget, DecompressError, Decompressor};
 use crate::encode::frame_digest;
 
 /// Why a frame cannot be turned back into stream bytes. Each ends the session: the two
@@ -21,8 +23,8 @@ pub(crate) enum DecodeError {
     Window(#[from] WindowError),
     #[error("frame {got} came where frame {expected} was due")]
     Sequence { expected: u64, got: u64 },
-    #[error("a compressed payload could not be read: {0}")]
-    Zstd(std::io::Error),
+    #[error(transparent)]
+    Compression(#[from] DecompressError),
     #[error("a frame says it stands for {announced} stream bytes and does not")]
     StreamLength { announced: u32 },
     #[error("the digest of the rebuilt stream does not match; nothing of it was delivered")]
@@ -34,19 +36,26 @@ pub(crate) struct Decoder {
     key: DigestKey,
     window: PageWindow,
     next_sequence: u64,
-    zstd: zstd::bulk::Decompressor<'static>,
+    decompressor: Decompressor,
     raw: Vec<u8>,
+    buffers: Buffers,
 }
 
 impl Decoder {
-    /// A decoder whose window takes at most `window_budget_bytes`.
-    pub(crate) fn new(key: DigestKey, window_budget_bytes: u64) -> std::io::Result<Self> {
+    /// A decoder that keeps at most `window_budget_bytes`.
+    pub(crate) fn new(
+        key: DigestKey,
+        window_budget_bytes: u64,
+        buffers: Buffers,
+    ) -> std::io::Result<Self> {
+        let budget = Budget::of(window_budget_bytes);
         Ok(Self {
             key,
-            window: PageWindow::new(slots_in(window_budget_bytes)),
+            window: PageWindow::new(slots_in(budget.page_window_bytes)),
             next_sequence: 0,
-            zstd: zstd::bulk::Decompressor::new()?,
+            decompressor: Decompressor::new(budget.window_log)?,
             raw: Vec::new(),
+            buffers,
         })
     }
 
@@ -59,28 +68,19 @@ impl Decoder {
             });
         }
         self.next_sequence += 1;
-        let payload = match data.zstd_raw_len {
-            None => data.payload,
-            Some(raw_len) => {
-                let raw_len = (raw_len as usize).min(BODY_BYTES_MAX);
-                self.raw.clear();
-                self.raw.reserve(raw_len);
-                self.zstd
-                    .decompress_to_buffer(data.payload, &mut self.raw)
-                    .map_err(DecodeError::Zstd)?;
-                if self.raw.len() != raw_len {
-                    return Err(DecodeError::StreamLength {
-                        announced: data.stream_len,
-                    });
-                }
-                &self.raw
-            }
+        let payload = if data.compression == Compression::None {
+            data.payload
+        } else {
+            self.decompressor
+                .decompress(data.compression, data.payload, &mut self.raw)?;
+            &self.raw
         };
         let announced = data.stream_len as usize;
         let wrong_length = DecodeError::StreamLength {
             announced: data.stream_len,
         };
-        let mut out = Vec::with_capacity(announced);
+        let mut out = self.buffers.take();
+        out.reserve(announced);
         for operation in Operations::new(payload)? {
             let operation = operation?;
             if out.len() + operation.stream_len() > announced {

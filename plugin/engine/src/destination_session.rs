@@ -18,9 +18,8 @@ use tokio::task::JoinSet;
 use vmgang_dedup::DigestKey;
 use vmgang_wire::{Direction, Frame, Hello, RETURN_CREDIT_BYTES, RefuseCode, Welcome};
 
-use crate::connection::{
-    BandwidthCap, FrameQueue, FrameReader, ReadError, frame_queue, write_frames,
-};
+use crate::buffers::Buffers;
+use crate::connection::{FrameQueue, FrameReader, ReadError, frame_queue, write_frames};
 use crate::decode::Decoder;
 use crate::destination::{Admission, DestinationHost};
 use crate::encode::frame_digest;
@@ -68,7 +67,7 @@ pub(crate) async fn run(
     };
     let (queue, queued) = frame_queue();
     let mut writing = JoinSet::new();
-    writing.spawn(write_frames(writer, queued, BandwidthCap::default()));
+    writing.spawn(write_frames(writer, queued, None));
     let result = match Session::start(&job, queue.clone()) {
         Ok(mut session) => {
             queue.send(&Frame::Welcome(Welcome {
@@ -125,6 +124,7 @@ struct Session<'a> {
     key: DigestKey,
     queue: FrameQueue,
     decoder: Decoder,
+    buffers: Buffers,
     sockets: JobDir,
     owners: Vec<SocketOwner>,
     /// How often the source has asked how each member ended.
@@ -149,13 +149,16 @@ impl<'a> Session<'a> {
                 job.runtime_dir.display()
             )
         })?;
-        let decoder = Decoder::new(key.clone(), job.admission.window_budget_bytes)
+        let buffers = Buffers::default();
+        let budget = job.admission.window_budget_bytes;
+        let decoder = Decoder::new(key.clone(), budget, buffers.clone())
             .map_err(|error| format!("the destination cannot set up decompression: {error}"))?;
         Ok(Self {
             job,
             key,
             queue,
             decoder,
+            buffers,
             sockets,
             outcome_requests: vec![0; owners.len()],
             owners,
@@ -292,6 +295,7 @@ impl<'a> Session<'a> {
                     channel,
                     key: self.key.clone(),
                     queue: self.queue.clone(),
+                    buffers: self.buffers.clone(),
                     outstanding: open.outstanding.clone(),
                     return_credit: open.return_credit.clone(),
                     return_outstanding: open.return_outstanding.clone(),
@@ -329,6 +333,7 @@ struct Pump {
     channel: u32,
     key: DigestKey,
     queue: FrameQueue,
+    buffers: Buffers,
     outstanding: Arc<AtomicU64>,
     return_credit: Arc<Semaphore>,
     return_outstanding: Arc<AtomicU64>,
@@ -357,6 +362,7 @@ impl Pump {
                 StreamEvent::Bytes(bytes) => {
                     writer.write_all(&bytes).await?;
                     delivered += bytes.len() as u32;
+                    self.buffers.give(bytes);
                     if delivered >= CREDIT_STEP_BYTES || events.is_empty() {
                         self.outstanding.fetch_sub(u64::from(delivered), Relaxed);
                         self.queue.send(&Frame::Credit {

@@ -7,16 +7,14 @@
 
 use vmgang_dedup::{DedupMap, DigestKey, Member, PageDigest, Verdict, uniform_byte};
 use vmgang_stream::{PAGE_BYTES, Page, Progress, Token, Tokenizer};
-use vmgang_wire::payload::{Content, Costs, Encoder, Place};
-use vmgang_wire::{Data, Frame, STREAM_BYTES_MAX};
+use vmgang_wire::payload::{Content, Encoder, Place};
+use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES, STREAM_BYTES_MAX};
 
 use crate::Techniques;
+use crate::buffers::Buffers;
+use crate::compression::{FrameCompressor, Patience, Rung};
 use crate::counters::{GROUP_CROSS_VM, GROUP_INTRA_VM};
-
-/// zstd level of DATA payloads: about as fast as a 1 Gbit/s link needs on one core.
-const ZSTD_LEVEL: i32 = 1;
-/// Payloads shorter than this are not worth a compression call.
-const ZSTD_BYTES_MIN: usize = 64;
+use crate::seal::Unsealed;
 
 /// What must move in one order over all channels of a session.
 #[derive(Debug)]
@@ -64,19 +62,6 @@ pub(crate) struct Ordered {
     sequence: u64,
 }
 
-/// A frame ready for the wire.
-#[derive(Debug)]
-pub(crate) struct Built {
-    pub bytes: Vec<u8>,
-    pub costs: Costs,
-    /// Literal bytes in it, before compression.
-    pub literal_bytes: u64,
-    /// Its payload before compression.
-    pub raw_bytes: u64,
-    /// Its payload as it is sent.
-    pub payload_bytes: u64,
-}
-
 /// Encodes one channel. For each chunk: [`chunk`](Self::chunk), then
 /// [`order`](Self::order) under the session's lock, then [`build`](Self::build).
 pub(crate) struct ChannelEncoder {
@@ -88,9 +73,9 @@ pub(crate) struct ChannelEncoder {
     pieces: Vec<Piece>,
     verdicts: Vec<Verdict>,
     payload: Encoder,
-    raw: Vec<u8>,
-    compressed: Vec<u8>,
-    zstd: zstd::bulk::Compressor<'static>,
+    buffers: Buffers,
+    zstd: FrameCompressor,
+    patience: Patience,
 }
 
 impl ChannelEncoder {
@@ -99,6 +84,7 @@ impl ChannelEncoder {
         member: Member,
         key: DigestKey,
         techniques: Techniques,
+        buffers: Buffers,
     ) -> std::io::Result<Self> {
         Ok(Self {
             channel,
@@ -109,9 +95,9 @@ impl ChannelEncoder {
             pieces: Vec::new(),
             verdicts: Vec::new(),
             payload: Encoder::default(),
-            raw: Vec::new(),
-            compressed: Vec::new(),
-            zstd: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            buffers,
+            zstd: FrameCompressor::new()?,
+            patience: Patience::default(),
         })
     }
 
@@ -185,9 +171,9 @@ impl ChannelEncoder {
         Ordered { sequence }
     }
 
-    /// Builds the frame of the chunk: `bytes` are those that [`chunk`](Self::chunk) said it
-    /// covers.
-    pub(crate) fn build(&mut self, bytes: &[u8], ordered: Ordered) -> Built {
+    /// Builds the frame of the chunk, compressed if `rung` is for frames on their own: `bytes`
+    /// are those that [`chunk`](Self::chunk) said it covers.
+    pub(crate) fn build(&mut self, bytes: &[u8], ordered: Ordered, rung: Rung) -> Unsealed {
         self.payload.clear();
         let mut verdicts = self.verdicts.iter();
         for piece in &self.pieces {
@@ -223,50 +209,48 @@ impl ChannelEncoder {
             }
         }
         let literal_bytes = self.payload.literal_bytes() as u64;
-        self.raw.clear();
-        let costs = self.payload.finish(&mut self.raw);
-        let digest = frame_digest(&self.key, bytes);
-        let compressed = self.techniques.zstd && self.compress();
-        let (zstd_raw_len, payload) = if compressed {
-            (Some(self.raw.len() as u32), &self.compressed)
-        } else {
-            (None, &self.raw)
-        };
-        let frame = Frame::Data {
+        let mut buffer = self.buffers.take();
+        buffer.resize(DATA_OVERHEAD_BYTES, 0);
+        let costs = self.payload.finish(&mut buffer);
+        let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
+        let compression = self.compress(&mut buffer, rung);
+        Unsealed {
             channel: self.channel,
-            data: Data {
-                sequence: ordered.sequence,
-                stream_len: bytes.len() as u32,
-                digest,
-                zstd_raw_len,
-                payload,
-            },
-        };
-        let mut out = Vec::with_capacity(vmgang_wire::DATA_OVERHEAD_BYTES + payload.len());
-        frame.encode(&mut out);
-        Built {
-            bytes: out,
+            member: usize::from(self.member.0),
+            sequence: ordered.sequence,
+            stream_len: bytes.len() as u32,
+            digest: frame_digest(&self.key, bytes),
+            buffer,
+            compression,
             costs,
             literal_bytes,
-            raw_bytes: self.raw.len() as u64,
-            payload_bytes: payload.len() as u64,
+            raw_len,
         }
     }
 
-    /// Compresses `raw`; false if that does not make it shorter.
-    fn compress(&mut self) -> bool {
-        if self.raw.len() < ZSTD_BYTES_MIN {
-            return false;
+    /// Compresses the payload in `buffer` if that makes it shorter.
+    fn compress(&mut self, buffer: &mut Vec<u8>, rung: Rung) -> Compression {
+        let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
+        if !rung.frames() || !self.patience.tries(raw_len) {
+            return Compression::None;
         }
-        self.compressed.clear();
-        self.compressed
-            .reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
-        match self
-            .zstd
-            .compress_to_buffer(&self.raw, &mut self.compressed)
-        {
-            Ok(len) => len < self.raw.len(),
-            Err(_) => false,
+        let mut out = self.buffers.take();
+        out.resize(DATA_OVERHEAD_BYTES, 0);
+        let raw = buffer.get(DATA_OVERHEAD_BYTES..).unwrap_or(&[]);
+        let compressed = self.zstd.compress(rung, raw, &mut out);
+        let len = out.len() - DATA_OVERHEAD_BYTES;
+        match compressed {
+            Ok(compression) if len < raw_len => {
+                self.patience.learn(raw_len, len);
+                self.buffers.give(std::mem::replace(buffer, out));
+                compression
+            }
+            // Also what zstd fails at goes as it is.
+            _ => {
+                self.patience.learn(raw_len, raw_len);
+                self.buffers.give(out);
+                Compression::None
+            }
         }
     }
 }

@@ -8,7 +8,9 @@
 //! Path of a byte: QEMU -> `stream::Token` -> `dedup::Verdict` -> `wire::Frame` -> peer ->
 //! `dedup::PageWindow` -> verified stream bytes -> QEMU.
 
+mod buffers;
 mod channel_source;
+mod compression;
 mod connection;
 mod counters;
 mod decode;
@@ -16,19 +18,22 @@ pub mod destination;
 mod destination_session;
 mod encode;
 mod gate;
+mod ladder;
 mod offer;
 mod peer;
 mod runtime_dir;
+mod seal;
 pub mod source;
 mod technique;
 pub mod tls;
 
+pub use compression::Rung;
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};
 pub use offer::{MemberOffer, MemberOutcome, Offer, SocketOwner};
 pub use peer::{DEFAULT_PORT, PeerAddress, PeerName};
 pub use runtime_dir::sweep_runtime_dir;
 pub use source::{SourceError, SourceEvent, SourceOptions, SourceSession};
-pub use technique::Techniques;
+pub use technique::{Techniques, Zstd};
 pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport};
 pub use vmgang_wire::MEMBERS_MAX;

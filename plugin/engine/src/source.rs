@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -25,17 +25,21 @@ use vmgang_wire::{
     Welcome, WireError,
 };
 
+use crate::buffers::Buffers;
 use crate::channel_source::{Channel, ChannelPort, ReturnEvent};
+use crate::compression::{Budget, Rung};
 use crate::connection::{
-    BandwidthCap, FrameQueue, FrameReader, ReadError, frame_queue, write_frames,
+    BandwidthCap, FrameQueue, FrameReader, HeavySide, ReadError, frame_queue, write_frames,
 };
 use crate::counters::Live;
 use crate::encode::{SessionOrder, frame_digest};
 use crate::gate::Gate;
+use crate::ladder::{Ladder, LinkWatch};
 use crate::peer::{self, Counted};
 use crate::runtime_dir::{JobDir, Side};
+use crate::seal::Sealer;
 use crate::{
-    MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport,
+    MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport, Zstd,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,6 +93,8 @@ pub enum SourceError {
         "a session takes 1 to {MEMBERS_MAX} members and a socket owner for each, not {members}; migrate fewer at a time"
     )]
     Members { members: usize },
+    #[error("setting up compression failed: {0}")]
+    Compression(io::Error),
     #[error("the session with the peer has ended")]
     Ended,
 }
@@ -119,7 +125,9 @@ pub enum SourceEvent {
 pub(crate) struct Shared {
     pub(crate) key: DigestKey,
     pub(crate) techniques: Techniques,
-    pub(crate) live: Live,
+    pub(crate) live: Arc<Live>,
+    pub(crate) ladder: Arc<Ladder>,
+    pub(crate) buffers: Buffers,
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: FrameQueue,
     pub(crate) backlog: Arc<Semaphore>,
@@ -208,24 +216,28 @@ impl SourceSession {
         if members != options.socket_owners.len() || !(1..=MEMBERS_MAX).contains(&members) {
             return Err(SourceError::Members { members });
         }
-        let live = Live::new(members);
+        let live = Arc::new(Live::new(members));
         let connection = open(&options, &live).await?;
         let key = session_key();
-        let (reader, writer) = tokio::io::split(connection);
+        let (reader, mut writer) = tokio::io::split(connection);
         let mut reader = FrameReader::new(tokio::io::BufReader::with_capacity(64 * 1024, reader));
-        let (queue, queued) = frame_queue();
-        queue.send(&Frame::Hello(options.offer.to_hello(key.0)));
-        let cap = BandwidthCap::default();
-        cap.set(options.bandwidth_bytes_per_s);
-        // The writer must run for the HELLO to leave; it ends with the session task.
-        let mut writing = tokio::spawn(write_frames(writer, queued, cap.clone()));
-        let abort_writer = AbortOnDrop(writing.abort_handle());
-        let welcome = timeout(WELCOME_TIMEOUT, welcome(&mut reader, &options.peer))
-            .await
-            .map_err(|_| SourceError::Unreachable {
-                peer: options.peer.clone(),
-                error: io::Error::new(io::ErrorKind::TimedOut, "no answer to the handshake"),
-            })??;
+        let mut hello = Vec::new();
+        Frame::Hello(options.offer.to_hello(key.0)).encode(&mut hello);
+        let unreachable = |error| SourceError::Unreachable {
+            peer: options.peer.clone(),
+            error,
+        };
+        let welcome = timeout(WELCOME_TIMEOUT, async {
+            writer.write_all(&hello).await.map_err(unreachable)?;
+            writer.flush().await.map_err(unreachable)?;
+            welcome(&mut reader, &options.peer).await
+        });
+        let welcome = welcome.await.map_err(|_| {
+            unreachable(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no answer to the handshake",
+            ))
+        })??;
         if welcome.window_budget_bytes > options.offer.window_budget_bytes
             || (welcome.channel_credit_bytes as usize) < STREAM_BYTES_MAX
         {
@@ -234,6 +246,33 @@ impl SourceSession {
                 reason: "it grants what was not offered".to_owned(),
             });
         }
+
+        let budget = Budget::of(welcome.window_budget_bytes);
+        let (rung, lowest, highest) = match options.techniques.zstd {
+            Zstd::Off => (Rung::None, Rung::None, Rung::None),
+            Zstd::Adaptive => (Rung::Long, Rung::None, Rung::Hard),
+            Zstd::Fixed(rung) => (rung, rung, rung),
+        };
+        let possible = |rung| match budget.window_log {
+            Some(_) => rung,
+            None => Sealer::rung_without_stream(rung),
+        };
+        let ladder = Arc::new(Ladder::new(possible(rung)));
+        let buffers = Buffers::default();
+        let cap = BandwidthCap::default();
+        cap.set(options.bandwidth_bytes_per_s);
+        let (queue, queued) = frame_queue();
+        let heavy = HeavySide {
+            sealer: Sealer::new(
+                budget.window_log,
+                ladder.clone(),
+                live.clone(),
+                buffers.clone(),
+            )
+            .map_err(SourceError::Compression)?,
+            watch: LinkWatch::new(possible(lowest), possible(highest)),
+            cap: cap.clone(),
+        };
 
         let sockets = JobDir::create(
             &options.runtime_dir,
@@ -246,15 +285,20 @@ impl SourceSession {
             error,
         })?;
         let sockets = Arc::new(sockets);
+        // It ends with the session task.
+        let mut writing = tokio::spawn(write_frames(writer, queued, Some(heavy)));
+        let abort_writer = AbortOnDrop(writing.abort_handle());
         let (events, events_receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             key,
             techniques: options.techniques,
             live,
+            ladder,
+            buffers,
             gate: Arc::new(Gate::new(members, options.hold)),
             queue,
             backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
-            order: Mutex::new(SessionOrder::new(slots_in(welcome.window_budget_bytes))),
+            order: Mutex::new(SessionOrder::new(slots_in(budget.page_window_bytes))),
             channels: Mutex::new(HashMap::new()),
             next_channel: AtomicU32::new(0),
             channel_credit_bytes: welcome.channel_credit_bytes,

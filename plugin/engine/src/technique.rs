@@ -3,6 +3,30 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::compression::Rung;
+
+/// What becomes of bytes that nothing else has saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zstd {
+    /// They are sent as they are.
+    Off,
+    /// They are compressed as hard as link and processor make worthwhile, by measurement.
+    Adaptive,
+    /// They are compressed in one way, whatever it costs.
+    Fixed(Rung),
+}
+
+impl Zstd {
+    /// Technique names.
+    const NAMES: [(&'static str, Zstd); 5] = [
+        ("zstd", Zstd::Adaptive),
+        ("zstd-quick", Zstd::Fixed(Rung::Quick)),
+        ("zstd-frame", Zstd::Fixed(Rung::Frame)),
+        ("zstd-long", Zstd::Fixed(Rung::Long)),
+        ("zstd-hard", Zstd::Fixed(Rung::Hard)),
+    ];
+}
+
 /// The techniques of a session. What is off costs bytes, never correctness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Techniques {
@@ -11,8 +35,7 @@ pub struct Techniques {
     pub uniform: bool,
     /// Pages the gang has sent before are sent as references.
     pub page: bool,
-    /// What is left is compressed with zstd.
-    pub zstd: bool,
+    pub zstd: Zstd,
 }
 
 impl Techniques {
@@ -20,13 +43,13 @@ impl Techniques {
     pub const ALL: Self = Self {
         uniform: true,
         page: true,
-        zstd: true,
+        zstd: Zstd::Adaptive,
     };
     /// A plain relay.
     pub const NONE: Self = Self {
         uniform: false,
         page: false,
-        zstd: false,
+        zstd: Zstd::Off,
     };
 }
 
@@ -38,7 +61,9 @@ impl Default for Techniques {
 
 /// A technique list that names something unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown technique `{0}`; known are uniform, page, zstd, or all, or none")]
+#[error(
+    "unknown technique `{0}`; known are uniform, page, zstd (adaptive) or one of zstd-quick, zstd-frame, zstd-long, zstd-hard; or all, or none"
+)]
 pub struct UnknownTechnique(String);
 
 impl FromStr for Techniques {
@@ -56,8 +81,10 @@ impl FromStr for Techniques {
             match name.trim() {
                 "uniform" => techniques.uniform = true,
                 "page" => techniques.page = true,
-                "zstd" => techniques.zstd = true,
-                other => return Err(UnknownTechnique(other.to_owned())),
+                other => match Zstd::NAMES.iter().find(|(name, _)| *name == other) {
+                    Some((_, zstd)) => techniques.zstd = *zstd,
+                    None => return Err(UnknownTechnique(other.to_owned())),
+                },
             }
         }
         Ok(techniques)
@@ -66,14 +93,12 @@ impl FromStr for Techniques {
 
 impl fmt::Display for Techniques {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = [
-            (self.uniform, "uniform"),
-            (self.page, "page"),
-            (self.zstd, "zstd"),
-        ]
-        .into_iter()
-        .filter_map(|(on, name)| on.then_some(name))
-        .collect();
+        let zstd = Zstd::NAMES.iter().find(|(_, zstd)| *zstd == self.zstd);
+        let names: Vec<_> = [(self.uniform, "uniform"), (self.page, "page")]
+            .into_iter()
+            .filter_map(|(on, name)| on.then_some(name))
+            .chain(zstd.map(|(name, _)| *name))
+            .collect();
         f.write_str(if names.is_empty() { "none" } else { "" })?;
         f.write_str(&names.join(","))
     }
@@ -85,7 +110,14 @@ mod tests {
 
     #[test]
     fn lists_read_back() {
-        for text in ["none", "uniform", "page,zstd", "uniform,page,zstd"] {
+        for text in [
+            "none",
+            "uniform",
+            "page,zstd",
+            "uniform,page,zstd",
+            "page,zstd-hard",
+            "zstd-quick",
+        ] {
             assert_eq!(text.parse::<Techniques>().unwrap().to_string(), text);
         }
         assert_eq!("all".parse(), Ok(Techniques::ALL));

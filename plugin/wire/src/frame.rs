@@ -50,6 +50,52 @@ pub enum Direction {
     Return,
 }
 
+/// How a DATA payload is compressed. Lengths are those before compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// 0: not at all.
+    None,
+    /// 1: a zstd frame of its own.
+    Frame { raw_len: u32 },
+    /// 2: goes on with the session's zstd stream, whose window holds what went before.
+    Stream { raw_len: u32 },
+    /// 3: begins that stream anew.
+    NewStream { raw_len: u32 },
+}
+
+impl Compression {
+    fn number(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Frame { .. } => 1,
+            Self::Stream { .. } => 2,
+            Self::NewStream { .. } => 3,
+        }
+    }
+
+    fn raw_len(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Frame { raw_len } | Self::Stream { raw_len } | Self::NewStream { raw_len } => {
+                raw_len
+            }
+        }
+    }
+
+    fn from_numbers(number: u8, raw_len: u32) -> Result<Self, WireError> {
+        if raw_len as usize > crate::BODY_BYTES_MAX || (raw_len == 0) != (number == 0) {
+            return Err(WireError::Value("raw_len"));
+        }
+        match number {
+            0 => Ok(Self::None),
+            1 => Ok(Self::Frame { raw_len }),
+            2 => Ok(Self::Stream { raw_len }),
+            3 => Ok(Self::NewStream { raw_len }),
+            _ => Err(WireError::Value("compression")),
+        }
+    }
+}
+
 /// A piece of a migration stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Data<'a> {
@@ -59,8 +105,7 @@ pub struct Data<'a> {
     pub stream_len: u32,
     /// Keyed BLAKE3 of those bytes, cut to 128 bits.
     pub digest: [u8; 16],
-    /// Length of the payload before compression; `None`: it is not compressed.
-    pub zstd_raw_len: Option<u32>,
+    pub compression: Compression,
     /// See [`crate::payload`].
     pub payload: &'a [u8],
 }
@@ -168,7 +213,8 @@ impl<'a> Frame<'a> {
                 out.extend_from_slice(&data.sequence.to_le_bytes());
                 out.extend_from_slice(&data.stream_len.to_le_bytes());
                 out.extend_from_slice(&data.digest);
-                out.extend_from_slice(&data.zstd_raw_len.unwrap_or(0).to_le_bytes());
+                out.push(data.compression.number());
+                out.extend_from_slice(&data.compression.raw_len().to_le_bytes());
                 out.extend_from_slice(data.payload);
             }
             Frame::Credit {
@@ -293,18 +339,47 @@ fn decode_data<'a>(r: &mut Reader<'a>) -> Result<Data<'a>, WireError> {
         return Err(WireError::Value("stream_len"));
     }
     let digest = r.array("digest")?;
-    let raw_len = r.u32("raw_len")?;
-    if raw_len as usize > crate::BODY_BYTES_MAX {
-        return Err(WireError::Value("raw_len"));
-    }
+    let number = r.u8("compression")?;
+    let compression = Compression::from_numbers(number, r.u32("raw_len")?)?;
     Ok(Data {
         sequence,
         stream_len,
         digest,
-        zstd_raw_len: (raw_len > 0).then_some(raw_len),
+        compression,
         payload: r.rest(),
     })
 }
 
-/// Bytes of a DATA frame besides its payload: header, sequence, lengths and digest.
-pub const DATA_OVERHEAD_BYTES: usize = HEADER_BYTES + 8 + 4 + 16 + 4;
+/// Bytes of a DATA frame besides its payload: header, sequence, lengths, digest, compression.
+pub const DATA_OVERHEAD_BYTES: usize = HEADER_BYTES + 8 + 4 + 16 + 1 + 4;
+
+impl Data<'_> {
+    /// Writes header and fields into the first [`DATA_OVERHEAD_BYTES`] of a buffer that holds
+    /// the payload behind them, so that the payload is not copied. `self.payload` is not used.
+    ///
+    /// Returns `None`, with nothing written, for a buffer without that room.
+    #[must_use]
+    pub fn seal(&self, channel: u32, buffer: &mut [u8]) -> Option<()> {
+        let body_len = buffer.len().checked_sub(HEADER_BYTES)?;
+        let room = buffer.get_mut(..DATA_OVERHEAD_BYTES)?;
+        let mut fields = [0; DATA_OVERHEAD_BYTES];
+        let header = FrameHeader {
+            kind: Kind::Data,
+            channel,
+            body_len: body_len as u32,
+        };
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            fields[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&header.to_bytes());
+        put(&self.sequence.to_le_bytes());
+        put(&self.stream_len.to_le_bytes());
+        put(&self.digest);
+        put(&[self.compression.number()]);
+        put(&self.compression.raw_len().to_le_bytes());
+        room.copy_from_slice(&fields);
+        Some(())
+    }
+}

@@ -72,14 +72,20 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
+    /// The header as it is sent.
+    pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+        let [m0, m1, m2, m3] = MAGIC;
+        let [c0, c1, c2, c3] = self.channel.to_le_bytes();
+        let [l0, l1, l2, l3] = self.body_len.to_le_bytes();
+        let kind = self.kind as u8;
+        [
+            m0, m1, m2, m3, VERSION, kind, 0, 0, c0, c1, c2, c3, l0, l1, l2, l3,
+        ]
+    }
+
     /// Appends the header.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&MAGIC);
-        out.push(VERSION);
-        out.push(self.kind as u8);
-        out.extend_from_slice(&[0, 0]);
-        out.extend_from_slice(&self.channel.to_le_bytes());
-        out.extend_from_slice(&self.body_len.to_le_bytes());
+        out.extend_from_slice(&self.to_bytes());
     }
 
     /// Reads a header; the body length is checked against the kind's maximum.

@@ -14,7 +14,7 @@ mod header;
 mod hello;
 pub mod payload;
 
-pub use frame::{DATA_OVERHEAD_BYTES, Data, Direction, Frame, Outcome, RefuseCode};
+pub use frame::{Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, Outcome, RefuseCode};
 pub use header::{FrameHeader, HEADER_BYTES, Kind};
 pub use hello::{Hello, MemberHello, Welcome};
 

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 use vmgang_wire::{
-    Data, Direction, Frame, FrameHeader, HEADER_BYTES, Hello, Kind, MemberHello, Outcome,
-    RefuseCode, Welcome, WireError,
+    Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, FrameHeader, HEADER_BYTES, Hello,
+    Kind, MemberHello, Outcome, RefuseCode, Welcome, WireError,
 };
 
 fn encode(frame: &Frame<'_>) -> Vec<u8> {
@@ -56,7 +56,7 @@ fn samples() -> Vec<Frame<'static>> {
                 sequence: 9,
                 stream_len: 100,
                 digest: [9; 16],
-                zstd_raw_len: Some(77),
+                compression: Compression::NewStream { raw_len: 77 },
                 payload: b"xyz",
             },
         },
@@ -191,4 +191,55 @@ proptest! {
             prop_assert_eq!(encode(&frame), bytes);
         }
     }
+}
+
+#[test]
+fn a_sealed_buffer_is_the_encoded_frame() {
+    for compression in [
+        Compression::None,
+        Compression::Frame { raw_len: 1 },
+        Compression::Stream { raw_len: 70_000 },
+        Compression::NewStream { raw_len: 5 },
+    ] {
+        let data = Data {
+            sequence: 0x1122_3344_5566_7788,
+            stream_len: 4096,
+            digest: [3; 16],
+            compression,
+            payload: b"payload",
+        };
+        let mut buffer = vec![0xaa; DATA_OVERHEAD_BYTES];
+        buffer.extend_from_slice(data.payload);
+        data.seal(7, &mut buffer).expect("there is room");
+        assert_eq!(
+            buffer,
+            encode(&Frame::Data {
+                channel: 7,
+                data: data.clone()
+            })
+        );
+        assert_eq!(data.seal(7, &mut [0; DATA_OVERHEAD_BYTES - 1]), None);
+    }
+}
+
+#[test]
+fn a_compression_must_say_its_length_and_no_compression_none() {
+    let data = Data {
+        sequence: 0,
+        stream_len: 1,
+        digest: [0; 16],
+        compression: Compression::Frame { raw_len: 9 },
+        payload: b"x",
+    };
+    let good = encode(&Frame::Data { channel: 1, data });
+    let number = DATA_OVERHEAD_BYTES - 5;
+    assert!(decode(&good).is_ok());
+    for wrong in [0, 4, 255] {
+        let mut bytes = good.clone();
+        bytes[number] = wrong;
+        assert!(decode(&bytes).is_err(), "compression {wrong}");
+    }
+    let mut bytes = good;
+    bytes[number + 1] = 0;
+    assert!(decode(&bytes).is_err(), "no length");
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use vmgang_wire::payload::{Content, Encoder, Operation, Operations, PAGE_BYTES, Place};
 use vmgang_wire::{
-    BODY_BYTES_MAX, CHANNELS_MAX, DATA_OVERHEAD_BYTES, Data, Frame, FrameHeader, HEADER_BYTES,
-    Kind, MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES, STREAM_BYTES_MAX, TEXT_BYTES_MAX,
-    VERSION,
+    BODY_BYTES_MAX, CHANNELS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Frame, FrameHeader,
+    HEADER_BYTES, Kind, MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES, STREAM_BYTES_MAX,
+    TEXT_BYTES_MAX, VERSION,
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -205,7 +205,7 @@ fn the_worked_example_is_what_the_encoder_writes() {
             sequence: 42,
             stream_len: stream.len() as u32,
             digest,
-            zstd_raw_len: None,
+            compression: Compression::None,
             payload: &payload,
         },
     }

@@ -7,7 +7,8 @@ use uuid::Uuid;
 use vmgang_engine::{SourceEvent, SourceSession, Transport};
 use vmgang_wire::payload::Encoder;
 use vmgang_wire::{
-    Data, Frame, FrameHeader, HEADER_BYTES, Hello, MemberHello, RETURN_CREDIT_BYTES, Welcome,
+    Compression, Data, Frame, FrameHeader, HEADER_BYTES, Hello, MemberHello, RETURN_CREDIT_BYTES,
+    Welcome,
 };
 
 use crate::pair::{JOB, Pair, event};
@@ -136,7 +137,7 @@ async fn a_source_that_sends_more_than_its_credit_ends_the_session() {
             sequence,
             stream_len: bytes.len() as u32,
             digest: digest(&KEY, &bytes),
-            zstd_raw_len: None,
+            compression: Compression::None,
             payload: &payload,
         };
         if !write(&mut stream, &Frame::Data { channel: 1, data }).await {
