@@ -165,3 +165,22 @@ fn hostile_deltas_are_named_errors() {
         assert_eq!(apply(&base, delta, &mut page), Err(error), "{delta:?}");
     }
 }
+
+#[test]
+fn the_documented_delta_is_what_is_written() {
+    let document = include_str!("../../../docs/protocol.md");
+    let (_, block) = document.split_once("```text delta\n").expect("the example");
+    let block = block.split("```").next().unwrap_or(block);
+    let documented: Vec<u8> = block
+        .lines()
+        .flat_map(|line| line.split("  ").next().unwrap_or(line).split_whitespace())
+        .map(|byte| u8::from_str_radix(byte, 16).expect("a byte"))
+        .collect();
+    let base = [0xff; PAGE_BYTES];
+    let mut target = base;
+    target[4..12].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    target[4095] = 9;
+    let mut delta = Vec::new();
+    assert!(encode(&target, &base, 100, &mut delta));
+    assert_eq!(delta, documented);
+}
