@@ -1,19 +1,37 @@
-//! What the gang has already sent: page identity, the source's joint dedup map, and the
-//! page window that both ends keep equal.
+//! What the gang has already sent: page identity, the source's joint dedup map, the page
+//! window that both ends keep equal, and ways to send a page that is nearly known.
 //!
-//! Owns: deciding that a page is known ([`DedupMap`]) and keeping known contents
-//! ([`PageWindow`]).
+//! Owns: deciding that a page is known ([`DedupMap`]), keeping known contents
+//! ([`PageWindow`]), finding pages and blocks that may serve a new page ([`PageHistory`],
+//! [`SimilarityTable`], [`SubPageTable`]), and the difference of two pages ([`delta`]).
 //! Must not: do I/O, know a clock or a thread, or draw random numbers (keys are given).
 //!
 //! Invariant: the source decides what enters and leaves a slot, the destination obeys. A
 //! slot is referenced only after the define that filled it, in session order.
 
+mod block_hash;
+mod byte_mask;
+pub mod delta;
+mod expectation;
+mod history;
 mod map;
 mod page;
+mod recency;
+mod similarity;
+mod slot_cache;
+mod subpage;
 mod window;
 
+pub use history::PageHistory;
 pub use map::{DedupMap, Member, Verdict};
-pub use page::{DigestKey, PageDigest, uniform_byte};
+pub use page::{ContentTag, DigestKey, PageDigest, uniform_byte};
+pub use similarity::{
+    CANDIDATES_MAX, HashSimilarityDetector, SAMPLES_MAX, SIGNATURES_MAX, Signatures,
+    SimilarityParameters, SimilarityTable,
+};
+pub use subpage::{
+    BLOCKS_MAX, BlockHasher, BlockHashes, BlockMatches, BlockReference, BlockSize, SubPageTable,
+};
 pub use window::{PageWindow, WindowError};
 
 /// Bytes of a page, and of a window slot.

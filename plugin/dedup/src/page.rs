@@ -30,6 +30,13 @@ impl PageDigest {
         Self(digest)
     }
 
+    /// The part of the digest that tells contents of one slot apart.
+    pub fn tag(&self) -> ContentTag {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.0[12..]);
+        ContentTag(u32::from_le_bytes(bytes))
+    }
+
     /// A table index: the digest is uniformly distributed already.
     pub(crate) fn table_hash(&self) -> u64 {
         let mut bytes = [0; 8];
@@ -37,6 +44,11 @@ impl PageDigest {
         u64::from_le_bytes(bytes)
     }
 }
+
+/// 32 bits of a content's digest: enough to notice that a slot was filled again, not enough
+/// to take two contents for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContentTag(pub(crate) u32);
 
 /// The byte a page consists of, if it is one repeated byte.
 pub fn uniform_byte(page: &Page) -> Option<u8> {

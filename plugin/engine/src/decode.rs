@@ -4,9 +4,10 @@
 //! Must not: do I/O, or hand out a byte that has not been verified. Everything a peer says
 //! is bounded before memory is taken for it.
 
-use vmgang_dedup::{DigestKey, PageWindow, Slot, WindowError, slots_in};
+use vmgang_dedup::delta::{self, DeltaError};
+use vmgang_dedup::{DigestKey, PAGE_BYTES, Page, PageWindow, Slot, WindowError, slots_in};
 use vmgang_stream::rebuild;
-use vmgang_wire::payload::{Content, Operation, Operations, Place};
+use vmgang_wire::payload::{Block, Content, Operation, Operations, PageBlocks, Place};
 use vmgang_wire::{Compression, Data, WireError};
 
 use crate::buffers::Buffers;
@@ -21,6 +22,8 @@ pub(crate) enum DecodeError {
     Wire(#[from] WireError),
     #[error(transparent)]
     Window(#[from] WindowError),
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
     #[error("frame {got} came where frame {expected} was due")]
     Sequence { expected: u64, got: u64 },
     #[error(transparent)]
@@ -102,7 +105,7 @@ fn apply(
     window: &mut PageWindow,
     operation: &Operation<'_>,
     out: &mut Vec<u8>,
-) -> Result<(), WindowError> {
+) -> Result<(), DecodeError> {
     match *operation {
         Operation::Opaque(bytes) => out.extend_from_slice(bytes),
         Operation::Zero { address, fill } => rebuild::zero_record(out, address, fill),
@@ -120,10 +123,39 @@ fn apply(
                 Content::Uniform { fill } => {
                     out.resize(out.len() + vmgang_stream::PAGE_BYTES, fill);
                 }
+                // Both read all they need before their slot, which may be one they read
+                // from, is filled again.
+                Content::Delta { slot, base, delta } => {
+                    let mut page: Page = [0; PAGE_BYTES];
+                    delta::apply(window.get(Slot(base))?, delta, &mut page)?;
+                    window.define(Slot(slot), &page)?;
+                    out.extend_from_slice(&page);
+                }
+                Content::Blocks { slot, blocks } => {
+                    let page = page_of_blocks(window, &blocks)?;
+                    window.define(Slot(slot), &page)?;
+                    out.extend_from_slice(&page);
+                }
             }
         }
     }
     Ok(())
+}
+
+fn page_of_blocks(window: &PageWindow, blocks: &PageBlocks<'_>) -> Result<Page, WindowError> {
+    let mut page: Page = [0; PAGE_BYTES];
+    let block_bytes = blocks.block_bytes();
+    for (to, block) in page.chunks_exact_mut(block_bytes).zip(blocks.iter()) {
+        let from = match block {
+            Block::Literal(bytes) => bytes,
+            Block::Reference(block) => {
+                let start = usize::from(block.index) * block_bytes;
+                &window.get(Slot(block.slot))?[start..start + block_bytes]
+            }
+        };
+        to.copy_from_slice(from);
+    }
+    Ok(page)
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use vmgang_wire::payload::{Content, Encoder, Operation, Operations, PAGE_BYTES, Place};
+use vmgang_wire::payload::{
+    BLOCKS_MAX, BlockReference, Content, DELTA_BYTES_MAX, Encoder, Operation, Operations,
+    PAGE_BYTES, PageBlocks, Place,
+};
 use vmgang_wire::{
     BODY_BYTES_MAX, CHANNELS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Frame, FrameHeader,
     HEADER_BYTES, Kind, MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES, STREAM_BYTES_MAX,
@@ -108,6 +111,7 @@ fn the_limits_are_those_of_the_code() {
         ("NAME_BYTES_MAX", NAME_BYTES_MAX as u64),
         ("TEXT_BYTES_MAX", TEXT_BYTES_MAX as u64),
         ("PAGE_BYTES", PAGE_BYTES as u64),
+        ("DELTA_BYTES_MAX", DELTA_BYTES_MAX as u64),
     ]);
     let coded: BTreeMap<&str, String> = coded
         .into_iter()
@@ -174,6 +178,9 @@ fn stream() -> Vec<u8> {
                         stream.extend_from_slice(&slot(number));
                     }
                     Content::Uniform { fill } => stream.extend_from_slice(&[fill; PAGE_BYTES]),
+                    Content::Delta { .. } | Content::Blocks { .. } => {
+                        panic!("not in this example");
+                    }
                 }
             }
         }
@@ -235,4 +242,42 @@ fn the_worked_example_reads_back() {
     };
     let read: Result<Vec<_>, _> = Operations::new(data.payload).expect("valid").collect();
     assert_eq!(read.expect("valid"), operations());
+}
+
+#[test]
+fn the_operations_of_the_example_are_what_the_encoder_writes() {
+    let page = [0; PAGE_BYTES];
+    let source = |slot, index| Some(BlockReference { slot, index });
+    let mut sources = [None; BLOCKS_MAX];
+    sources[..4].copy_from_slice(&[source(5, 0), source(5, 1), source(2, 2), source(2, 3)]);
+    let blocks = PageBlocks::of_page(1024, sources, &page).expect("well-formed");
+    let delta = &[0x10, 0x00, 0xaa][..];
+    let contents = [
+        Content::Delta {
+            slot: 7,
+            base: 3,
+            delta,
+        },
+        Content::Delta {
+            slot: 8,
+            base: 4,
+            delta,
+        },
+        Content::Blocks { slot: 9, blocks },
+    ];
+    let mut encoder = Encoder::default();
+    for (number, content) in contents.into_iter().enumerate() {
+        let address = 0x10_0000 + (number * PAGE_BYTES) as u64;
+        encoder.page(Place::Record { address }, content);
+    }
+    let mut payload = Vec::new();
+    encoder.finish(&mut payload);
+    let documented = hex_block("operations");
+    let written = &payload[1..payload.len() - 2 * delta.len()];
+    assert!(
+        documented == written,
+        "docs/protocol.md has\n{}\nthe encoder writes\n{}",
+        hex(&documented),
+        hex(written)
+    );
 }
