@@ -281,7 +281,7 @@ async fn send_chunk(
     tokio::task::block_in_place(|| {
         let (ordered, promise) = {
             let mut order = shared.order();
-            (encoder.order(&mut order), shared.queue.promise())
+            (encoder.order(bytes, &mut order), shared.queue.promise())
         };
         let frame = encoder.build(bytes, ordered, shared.ladder.rung());
         // The backlog is bytes on the wire: give back what encoding saved.

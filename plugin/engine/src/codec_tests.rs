@@ -5,15 +5,16 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use vmgang_dedup::{DigestKey, Member, slots_in};
 use vmgang_stream::synthetic::StreamBuilder;
-use vmgang_wire::payload::Costs;
+use vmgang_wire::payload::{Cost, Costs};
 use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES};
 
 use super::{DecodeError, Decoder};
 use crate::buffers::Buffers;
 use crate::compression::{Budget, Rung};
 use crate::counters::Live;
-use crate::encode::{ChannelEncoder, SessionOrder};
+use crate::encode::ChannelEncoder;
 use crate::ladder::Ladder;
+use crate::order::SessionOrder;
 use crate::seal::Sealer;
 use crate::{Techniques, Zstd};
 
@@ -21,7 +22,25 @@ const KEY: DigestKey = DigestKey([5; 32]);
 
 type Page = [u8; 4096];
 
+/// Unrelated pages; of the first thirty, five are near-copies and five are made of halves.
 fn page(seed: u8) -> Page {
+    match seed {
+        20..25 => {
+            let mut page = page(seed - 20);
+            page[usize::from(seed) * 100] ^= 0xff;
+            page[4000..4008].copy_from_slice(&u64::from(seed).to_le_bytes());
+            page
+        }
+        25..30 => {
+            let mut halves = page(seed - 25);
+            halves[2048..].copy_from_slice(&page(seed - 24)[2048..]);
+            halves
+        }
+        _ => unrelated(seed),
+    }
+}
+
+fn unrelated(seed: u8) -> Page {
     let mut state = u64::from(seed) + 1;
     let mut page = [0; 4096];
     for byte in &mut page {
@@ -65,7 +84,7 @@ fn encode(
     turns: &[(usize, bool)],
 ) -> Vec<(usize, Vec<u8>, Costs)> {
     let budget = Budget::of(budget);
-    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes));
+    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes), &techniques);
     let rung = match (techniques.zstd, budget.window_log) {
         (Zstd::Off, _) => Rung::None,
         (Zstd::Fixed(rung), Some(_)) => rung,
@@ -102,7 +121,7 @@ fn encode(
             if covered == 0 {
                 continue;
             }
-            let ordered = encoder.order(&mut order);
+            let ordered = encoder.order(&rest[..covered], &mut order);
             let frame = encoder.build(&rest[..covered], ordered, rung);
             *rest = &rest[covered..];
             *unread -= covered;
@@ -118,11 +137,18 @@ fn techniques() -> impl Strategy<Value = Techniques> {
         Just(Zstd::Off),
         prop::sample::select(&Rung::ALL[..]).prop_map(Zstd::Fixed),
     ];
-    (any::<bool>(), any::<bool>(), zstd).prop_map(|(uniform, page, zstd)| Techniques {
-        uniform,
-        page,
-        zstd,
-    })
+    let flags = any::<[bool; 6]>();
+    (flags, zstd).prop_map(
+        |([uniform, page, rehash, delta, similar, sub_page], zstd)| Techniques {
+            uniform,
+            page,
+            rehash,
+            delta,
+            similar: Techniques::ALL.similar.filter(|_| similar),
+            sub_page: Techniques::ALL.sub_page.filter(|_| sub_page),
+            zstd,
+        },
+    )
 }
 
 proptest! {
@@ -208,6 +234,58 @@ fn a_clone_costs_next_to_nothing_and_counts_as_cross_vm() {
         .sum();
     assert!(cross >= 247 * 4096, "{cross}");
     assert_eq!(intra, 0);
+}
+
+fn sum(frames: &[(usize, Vec<u8>, Costs)], of: impl Fn(&Costs) -> Cost) -> Cost {
+    frames
+        .iter()
+        .map(|(.., costs)| of(costs))
+        .fold(Cost::default(), |sum, cost| Cost {
+            stream: sum.stream + cost.stream,
+            payload: sum.payload + cost.payload,
+        })
+}
+
+#[test]
+fn each_technique_saves_what_it_is_for_and_is_counted() {
+    let only = |list: &str| list.parse::<Techniques>().unwrap();
+    let send = |pages: &[Option<u8>], dirty: &[(usize, u8)], techniques| {
+        let streams = [stream(pages, dirty)];
+        let frames = encode(&streams, 1 << 20, techniques, &[(9000, false)]);
+        let mut decoder = decoder(1 << 20);
+        let out: Vec<u8> = frames
+            .iter()
+            .flat_map(|(_, frame, _)| decode(&mut decoder, frame).unwrap())
+            .collect();
+        assert!(out == streams[0]);
+        frames
+    };
+    let originals: Vec<_> = (0..6).map(Some).collect();
+    let copies: Vec<_> = (0..6).chain(20..25).map(Some).collect();
+    let halves: Vec<_> = (0..6).chain(25..30).map(Some).collect();
+    let dirtied: Vec<_> = (0..5).map(|page| (page, page as u8 + 20)).collect();
+    let record = 4096 + 8;
+
+    let delta = sum(
+        &send(&originals, &dirtied, only("page,rehash,delta")),
+        |c| c.delta,
+    );
+    // The first record of a round names its block: where its page is, is not known.
+    assert_eq!(delta.stream, 4 * record);
+    assert!(delta.payload < 4 * 40, "{delta:?}");
+    let delta = sum(&send(&originals, &dirtied, only("page,delta")), |c| c.delta);
+    assert_eq!(delta.stream, 0, "dirtied pages are not hashed again");
+
+    let similar = sum(&send(&copies, &[], only("page,similar=4:1:1")), |c| c.delta);
+    assert_eq!(similar.stream, 5 * record);
+    assert!(similar.payload < 5 * 40, "{similar:?}");
+
+    for (list, blocks) in [("512", 8), ("1024", 4), ("2048", 2)] {
+        let techniques = only(&format!("page,sub-page={list}"));
+        let half = sum(&send(&halves, &[], techniques), |c| c.sub_page);
+        assert_eq!(half.stream, 5 * record, "{list}");
+        assert!(half.payload < 5 * blocks * 12, "{list}: {half:?}");
+    }
 }
 
 #[test]

@@ -85,6 +85,8 @@ pub(crate) struct Live {
     uniform: AtomicI64,
     intra_vm: AtomicI64,
     cross_vm: AtomicI64,
+    sub_page: AtomicI64,
+    delta: AtomicI64,
     /// Collapsed record headers, less what operations and lengths cost.
     structure: AtomicI64,
     /// What zstd took off payloads.
@@ -120,19 +122,10 @@ impl Live {
         let costs = &frame.costs;
         let payload_bytes = frame.buffer.len().saturating_sub(DATA_OVERHEAD_BYTES);
         let saved = |cost: vmgang_wire::payload::Cost| cost.stream as i64 - cost.payload as i64;
-        let stream = costs.literal.stream
-            + costs.zero.stream
-            + costs.uniform.stream
-            + costs.reference[GROUP_INTRA_VM].stream
-            + costs.reference[GROUP_CROSS_VM].stream;
+        let stream = costs.total().stream;
         self.stream_bytes.fetch_add(stream, Relaxed);
         self.literal_bytes.fetch_add(frame.literal_bytes, Relaxed);
-        let spent = costs.literal.payload
-            + costs.zero.payload
-            + costs.uniform.payload
-            + costs.reference[GROUP_INTRA_VM].payload
-            + costs.reference[GROUP_CROSS_VM].payload;
-        let length_field = frame.raw_len as i64 - spent as i64;
+        let length_field = frame.raw_len as i64 - costs.total().payload as i64;
         self.structure
             .fetch_add(saved(costs.literal) - length_field, Relaxed);
         self.zstd
@@ -140,6 +133,8 @@ impl Live {
         self.payload_bytes.fetch_add(payload_bytes as u64, Relaxed);
         self.zero.fetch_add(saved(costs.zero), Relaxed);
         self.uniform.fetch_add(saved(costs.uniform), Relaxed);
+        self.sub_page.fetch_add(saved(costs.sub_page), Relaxed);
+        self.delta.fetch_add(saved(costs.delta), Relaxed);
         self.intra_vm
             .fetch_add(saved(costs.reference[GROUP_INTRA_VM]), Relaxed);
         self.cross_vm
@@ -174,6 +169,8 @@ impl Live {
             uniform: self.uniform.load(Relaxed),
             intra_vm: self.intra_vm.load(Relaxed),
             cross_vm: self.cross_vm.load(Relaxed),
+            sub_page: self.sub_page.load(Relaxed),
+            delta: self.delta.load(Relaxed),
             compression: self.structure.load(Relaxed) + self.zstd.load(Relaxed) - overhead,
             ..Saved::default()
         };

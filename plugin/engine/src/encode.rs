@@ -1,36 +1,27 @@
 //! The source half of a channel: stream bytes in, encoded DATA frames out.
 //!
-//! Owns: the order of a session ([`SessionOrder`]: map and sequence number move together)
-//! and one channel's tokenizer and buffers ([`ChannelEncoder`]).
-//! Must not: do I/O or wait. The map's lock is held for look-ups only, never while hashing
-//! or compressing.
+//! Owns: one channel's tokenizer, what it hashes, and the choice between a page in full, its
+//! delta and its blocks.
+//! Must not: do I/O or wait.
 
-use vmgang_dedup::{DedupMap, DigestKey, Member, PageDigest, Verdict, uniform_byte};
+use vmgang_dedup::{
+    BlockHasher, BlockMatches, DigestKey, HashSimilarityDetector, Member, PageDigest, Slot, delta,
+    uniform_byte,
+};
 use vmgang_stream::{PAGE_BYTES, Page, Progress, Token, Tokenizer};
-use vmgang_wire::payload::{Content, Encoder, Place};
+use vmgang_wire::payload::{BlockReference, Content, Encoder, PageBlocks, Place};
 use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES, STREAM_BYTES_MAX};
 
 use crate::Techniques;
 use crate::buffers::Buffers;
 use crate::compression::{FrameCompressor, Patience, Rung};
 use crate::counters::{GROUP_CROSS_VM, GROUP_INTRA_VM};
+use crate::order::{Bases, Identity, Judgement, SessionOrder};
 use crate::seal::Unsealed;
+use crate::trial::Trial;
 
-/// What must move in one order over all channels of a session.
-#[derive(Debug)]
-pub(crate) struct SessionOrder {
-    map: DedupMap,
-    next_sequence: u64,
-}
-
-impl SessionOrder {
-    pub(crate) fn new(window_slots: u32) -> Self {
-        Self {
-            map: DedupMap::new(window_slots),
-            next_sequence: 0,
-        }
-    }
-}
+/// A delta longer than this is no better than a page that zstd has been over.
+const DELTA_LIMIT: usize = PAGE_BYTES / 2;
 
 /// One piece of the chunk at hand, by position instead of by reference so that the list
 /// can be reused.
@@ -51,7 +42,7 @@ enum Piece {
     Page {
         start: usize,
         place: Place,
-        digest: Option<PageDigest>,
+        identity: Option<Identity>,
     },
 }
 
@@ -60,6 +51,13 @@ enum Piece {
 #[must_use = "a sequence number that is never sent ends the session"]
 pub(crate) struct Ordered {
     sequence: u64,
+}
+
+/// Which techniques pay for this stream.
+#[derive(Debug, Default)]
+struct Trials {
+    similar: Trial,
+    sub_page: Trial,
 }
 
 /// Encodes one channel. For each chunk: [`chunk`](Self::chunk), then
@@ -71,7 +69,12 @@ pub(crate) struct ChannelEncoder {
     techniques: Techniques,
     tokenizer: Tokenizer,
     pieces: Vec<Piece>,
-    verdicts: Vec<Verdict>,
+    judgements: Vec<Judgement>,
+    bases: Bases,
+    delta: Vec<u8>,
+    detector: Option<HashSimilarityDetector>,
+    hasher: Option<BlockHasher>,
+    trials: Trials,
     payload: Encoder,
     buffers: Buffers,
     zstd: FrameCompressor,
@@ -89,11 +92,18 @@ impl ChannelEncoder {
         Ok(Self {
             channel,
             member,
-            key,
+            key: key.clone(),
             techniques,
             tokenizer: Tokenizer::new(),
             pieces: Vec::new(),
-            verdicts: Vec::new(),
+            judgements: Vec::new(),
+            bases: Bases::default(),
+            delta: Vec::new(),
+            detector: techniques
+                .similar
+                .map(|parameters| HashSimilarityDetector::new(&key, parameters)),
+            hasher: techniques.sub_page.map(|size| BlockHasher::new(&key, size)),
+            trials: Trials::default(),
             payload: Encoder::default(),
             buffers,
             zstd: FrameCompressor::new()?,
@@ -114,26 +124,41 @@ impl ChannelEncoder {
     /// frame covers, 0 if more are needed first. `flush`: cover all of it.
     pub(crate) fn chunk(&mut self, unread: &[u8], flush: bool) -> usize {
         let unread = &unread[..unread.len().min(STREAM_BYTES_MAX)];
+        let hashes = self.techniques.page
+            && (self.techniques.rehash || !self.tokenizer.progress().first_pass_done());
         let Self {
             key,
             techniques,
             tokenizer,
             pieces,
+            detector,
+            hasher,
+            trials,
             ..
         } = self;
         pieces.clear();
         let mut at = 0;
-        let page = |place: Place, body: &Page, start: usize| {
+        let mut page = |place: Place, body: &Page, start: usize| {
             if techniques.uniform
                 && let Some(fill) = uniform_byte(body)
             {
                 return Piece::Uniform { place, fill };
             }
-            let digest = techniques.page.then(|| PageDigest::of(key, body));
+            let identity = hashes.then(|| Identity {
+                digest: PageDigest::of(key, body),
+                signatures: match detector {
+                    Some(detector) if trials.similar.on() => Some(detector.signatures(body)),
+                    _ => None,
+                },
+                blocks: match hasher {
+                    Some(hasher) if trials.sub_page.on() => Some(hasher.hashes(body)),
+                    _ => None,
+                },
+            });
             Piece::Page {
                 start,
                 place,
-                digest,
+                identity,
             }
         };
         tokenizer.push(unread, flush, |token| {
@@ -154,28 +179,38 @@ impl ChannelEncoder {
         })
     }
 
-    /// Takes the chunk's place in the session: from here on the frame must be sent.
-    pub(crate) fn order(&mut self, session: &mut SessionOrder) -> Ordered {
-        self.verdicts.clear();
+    /// Takes the chunk's place in the session: from here on the frame must be sent. `bytes` are
+    /// those that [`chunk`](Self::chunk) said it covers.
+    pub(crate) fn order(&mut self, bytes: &[u8], session: &mut SessionOrder) -> Ordered {
+        self.judgements.clear();
+        self.bases.clear();
         for piece in &self.pieces {
             if let Piece::Page {
-                digest: Some(digest),
-                ..
+                start,
+                place,
+                identity: Some(identity),
             } = piece
             {
-                self.verdicts.push(session.map.judge(*digest, self.member));
+                let number = match place {
+                    Place::Record { address } => Some(address / PAGE_BYTES as u64),
+                    Place::Body => None,
+                };
+                let page = page_at(bytes, *start);
+                let bases = &mut self.bases;
+                let judgement = session.judge(self.member, number, identity, page, bases);
+                self.judgements.push(judgement);
             }
         }
-        let sequence = session.next_sequence;
-        session.next_sequence += 1;
-        Ordered { sequence }
+        Ordered {
+            sequence: session.next_sequence(),
+        }
     }
 
     /// Builds the frame of the chunk, compressed if `rung` is for frames on their own: `bytes`
     /// are those that [`chunk`](Self::chunk) said it covers.
     pub(crate) fn build(&mut self, bytes: &[u8], ordered: Ordered, rung: Rung) -> Unsealed {
         self.payload.clear();
-        let mut verdicts = self.verdicts.iter();
+        let mut judgements = self.judgements.iter();
         for piece in &self.pieces {
             match *piece {
                 Piece::Opaque { start, len } => self.payload.opaque(&bytes[start..start + len]),
@@ -186,23 +221,43 @@ impl ChannelEncoder {
                 Piece::Page {
                     start,
                     place,
-                    digest,
+                    identity,
                 } => {
-                    let verdict = digest.and_then(|_| verdicts.next());
-                    let Some(page) = bytes[start..].first_chunk::<PAGE_BYTES>() else {
-                        unreachable!("a page piece lies inside its chunk");
-                    };
-                    let content = match verdict {
-                        Some(Verdict::Reference { slot, first_sender }) => Content::Reference {
-                            slot: slot.0,
-                            group: if *first_sender == self.member {
-                                GROUP_INTRA_VM
-                            } else {
-                                GROUP_CROSS_VM
+                    let page = page_at(bytes, start);
+                    let judgement = identity
+                        .as_ref()
+                        .and_then(|identity| Some((identity, judgements.next()?)));
+                    let content = match judgement {
+                        Some((_, Judgement::Reference { slot, first_sender })) => {
+                            Content::Reference {
+                                slot: slot.0,
+                                group: if *first_sender == self.member {
+                                    GROUP_INTRA_VM
+                                } else {
+                                    GROUP_CROSS_VM
+                                },
+                            }
+                        }
+                        Some((
+                            identity,
+                            Judgement::Define {
+                                slot,
+                                bases,
+                                blocks,
                             },
-                        },
-                        Some(Verdict::Define { slot }) => Content::Define { slot: slot.0, page },
-                        Some(Verdict::Send) | None => Content::Literal(page),
+                        )) => {
+                            let base = shortest(&self.bases, *bases, page, &mut self.delta);
+                            let content = define(
+                                &self.techniques,
+                                *slot,
+                                base.map(|base| (base, &self.delta[..])),
+                                blocks,
+                                page,
+                            );
+                            self.trials.count(identity, &content);
+                            content
+                        }
+                        Some((_, Judgement::Send)) | None => Content::Literal(page),
                     };
                     self.payload.page(place, content);
                 }
@@ -251,6 +306,82 @@ impl ChannelEncoder {
                 self.buffers.give(out);
                 Compression::None
             }
+        }
+    }
+}
+
+/// The page of a piece.
+fn page_at(bytes: &[u8], start: usize) -> &Page {
+    let Some(page) = bytes[start..].first_chunk() else {
+        unreachable!("a page piece lies inside its chunk");
+    };
+    page
+}
+
+/// Leaves the shortest delta in `delta`, and says to which base; `None` if all are too long.
+fn shortest(bases: &Bases, of: (usize, usize), page: &Page, delta: &mut Vec<u8>) -> Option<Slot> {
+    let mut found = None;
+    let mut limit = DELTA_LIMIT;
+    delta.clear();
+    for (slot, base) in bases.of(of) {
+        let before = delta.len();
+        if delta::encode(page, base, limit, delta) {
+            delta.drain(..before);
+            limit = delta.len().saturating_sub(1);
+            found = Some(slot);
+        }
+    }
+    found
+}
+
+/// The shortest way to say what goes into a slot.
+fn define<'a>(
+    techniques: &Techniques,
+    slot: Slot,
+    delta: Option<(Slot, &'a [u8])>,
+    matches: &BlockMatches,
+    page: &'a Page,
+) -> Content<'a> {
+    let blocks = techniques
+        .sub_page
+        .filter(|_| matches.matched() > 0)
+        .and_then(|size| {
+            let sources = matches.blocks().map(|block| {
+                block.map(|block| BlockReference {
+                    slot: block.slot.0,
+                    index: block.index,
+                })
+            });
+            let left = (size.blocks() - matches.matched()) * size.bytes();
+            Some((left, PageBlocks::of_page(size.bytes(), sources, page)?))
+        });
+    match (delta, blocks) {
+        (Some((_, delta)), Some((left, blocks))) if left < delta.len() => Content::Blocks {
+            slot: slot.0,
+            blocks,
+        },
+        (Some((base, delta)), _) => Content::Delta {
+            slot: slot.0,
+            base: base.0,
+            delta,
+        },
+        (None, Some((_, blocks))) => Content::Blocks {
+            slot: slot.0,
+            blocks,
+        },
+        (None, None) => Content::Define { slot: slot.0, page },
+    }
+}
+
+impl Trials {
+    /// A page that the peer did not have whole was sent like this.
+    fn count(&mut self, identity: &Identity, content: &Content<'_>) {
+        if identity.signatures.is_some() {
+            self.similar.count(matches!(content, Content::Delta { .. }));
+        }
+        if identity.blocks.is_some() {
+            self.sub_page
+                .count(matches!(content, Content::Blocks { .. }));
         }
     }
 }

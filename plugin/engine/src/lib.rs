@@ -20,12 +20,14 @@ mod encode;
 mod gate;
 mod ladder;
 mod offer;
+mod order;
 mod peer;
 mod runtime_dir;
 mod seal;
 pub mod source;
 mod technique;
 pub mod tls;
+mod trial;
 
 pub use compression::Rung;
 pub use counters::{MemberCounters, Saved, SessionCounters};

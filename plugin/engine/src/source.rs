@@ -32,9 +32,10 @@ use crate::connection::{
     BandwidthCap, FrameQueue, FrameReader, HeavySide, ReadError, frame_queue, write_frames,
 };
 use crate::counters::Live;
-use crate::encode::{SessionOrder, frame_digest};
+use crate::encode::frame_digest;
 use crate::gate::Gate;
 use crate::ladder::{Ladder, LinkWatch};
+use crate::order::SessionOrder;
 use crate::peer::{self, Counted};
 use crate::runtime_dir::{JobDir, Side};
 use crate::seal::Sealer;
@@ -298,7 +299,10 @@ impl SourceSession {
             gate: Arc::new(Gate::new(members, options.hold)),
             queue,
             backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
-            order: Mutex::new(SessionOrder::new(slots_in(budget.page_window_bytes))),
+            order: Mutex::new(SessionOrder::new(
+                slots_in(budget.page_window_bytes),
+                &options.techniques,
+            )),
             channels: Mutex::new(HashMap::new()),
             next_channel: AtomicU32::new(0),
             channel_credit_bytes: welcome.channel_credit_bytes,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use vmgang_dedup::{BlockSize, SimilarityParameters};
+
 use crate::compression::Rung;
 
 /// What becomes of bytes that nothing else has saved.
@@ -27,6 +29,9 @@ impl Zstd {
     ];
 }
 
+/// Half pages: smaller blocks find little more (HPDC 2011, section 3.8).
+const SUB_PAGE_DEFAULT: BlockSize = BlockSize::B2048;
+
 /// The techniques of a session. What is off costs bytes, never correctness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Techniques {
@@ -35,6 +40,15 @@ pub struct Techniques {
     pub uniform: bool,
     /// Pages the gang has sent before are sent as references.
     pub page: bool,
+    /// So are pages that were written to since they were sent first; otherwise these go in
+    /// full. This and what follows needs `page`.
+    pub rehash: bool,
+    /// Pages that differ little from what they were when last sent are sent as that difference.
+    pub delta: bool,
+    /// So are those that differ little from a similar page.
+    pub similar: Option<SimilarityParameters>,
+    /// Pages that have blocks in common with one in the window are sent as their other blocks.
+    pub sub_page: Option<BlockSize>,
     pub zstd: Zstd,
 }
 
@@ -43,14 +57,29 @@ impl Techniques {
     pub const ALL: Self = Self {
         uniform: true,
         page: true,
+        rehash: true,
+        delta: true,
+        similar: Some(SimilarityParameters::HPDC_2011),
+        sub_page: Some(SUB_PAGE_DEFAULT),
         zstd: Zstd::Adaptive,
     };
     /// A plain relay.
     pub const NONE: Self = Self {
         uniform: false,
         page: false,
+        rehash: false,
+        delta: false,
+        similar: None,
+        sub_page: None,
         zstd: Zstd::Off,
     };
+}
+
+impl Techniques {
+    /// Whether the source keeps the contents of the peer's window, too.
+    pub(crate) fn needs_window(&self) -> bool {
+        self.page && (self.delta || self.similar.is_some() || self.sub_page.is_some())
+    }
 }
 
 impl Default for Techniques {
@@ -59,15 +88,19 @@ impl Default for Techniques {
     }
 }
 
-/// A technique list that names something unknown.
+/// A technique list that cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unknown technique `{0}`; known are uniform, page, zstd (adaptive) or one of zstd-quick, zstd-frame, zstd-long, zstd-hard; or all, or none"
-)]
-pub struct UnknownTechnique(String);
+pub enum TechniqueError {
+    #[error(
+        "unknown technique `{0}`; known are uniform, page, rehash, delta, similar (or similar=K:S:C), sub-page (or sub-page=512, 1024 or 2048), zstd (adaptive) or one of zstd-quick, zstd-frame, zstd-long, zstd-hard; or all, or none"
+    )]
+    Unknown(String),
+    #[error("technique `{0}` needs `page` beside it")]
+    NeedsPage(&'static str),
+}
 
 impl FromStr for Techniques {
-    type Err = UnknownTechnique;
+    type Err = TechniqueError;
 
     /// `all`, `none`, or a comma list.
     fn from_str(list: &str) -> Result<Self, Self::Err> {
@@ -78,28 +111,84 @@ impl FromStr for Techniques {
         }
         let mut techniques = Self::NONE;
         for name in list.split(',') {
-            match name.trim() {
-                "uniform" => techniques.uniform = true,
-                "page" => techniques.page = true,
-                other => match Zstd::NAMES.iter().find(|(name, _)| *name == other) {
-                    Some((_, zstd)) => techniques.zstd = *zstd,
-                    None => return Err(UnknownTechnique(other.to_owned())),
-                },
-            }
+            let name = name.trim();
+            techniques
+                .add(name)
+                .ok_or_else(|| TechniqueError::Unknown(name.to_owned()))?;
         }
-        Ok(techniques)
+        let needy = [
+            (techniques.rehash, "rehash"),
+            (techniques.delta, "delta"),
+            (techniques.similar.is_some(), "similar"),
+            (techniques.sub_page.is_some(), "sub-page"),
+        ];
+        match needy.iter().find(|(on, _)| *on && !techniques.page) {
+            Some((_, name)) => Err(TechniqueError::NeedsPage(name)),
+            None => Ok(techniques),
+        }
     }
+}
+
+impl Techniques {
+    fn add(&mut self, name: &str) -> Option<()> {
+        let (name, parameter) = match name.split_once('=') {
+            Some((name, parameter)) => (name, Some(parameter)),
+            None => (name, None),
+        };
+        match (name, parameter) {
+            ("uniform", None) => self.uniform = true,
+            ("page", None) => self.page = true,
+            ("rehash", None) => self.rehash = true,
+            ("delta", None) => self.delta = true,
+            ("similar", None) => self.similar = Self::ALL.similar,
+            ("similar", Some(text)) => self.similar = Some(similarity(text)?),
+            ("sub-page", None) => self.sub_page = Self::ALL.sub_page,
+            ("sub-page", Some(text)) => {
+                self.sub_page = Some(BlockSize::of_bytes(text.parse().ok()?)?);
+            }
+            (name, None) => {
+                let (_, zstd) = Zstd::NAMES.iter().find(|(known, _)| *known == name)?;
+                self.zstd = *zstd;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// k:s:c.
+fn similarity(text: &str) -> Option<SimilarityParameters> {
+    let mut numbers = text.split(':').map(|number| number.parse().ok());
+    let parameters =
+        SimilarityParameters::new(numbers.next()??, numbers.next()??, numbers.next()??)?;
+    numbers.next().is_none().then_some(parameters)
 }
 
 impl fmt::Display for Techniques {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let zstd = Zstd::NAMES.iter().find(|(_, zstd)| *zstd == self.zstd);
-        let names: Vec<_> = [(self.uniform, "uniform"), (self.page, "page")]
-            .into_iter()
-            .filter_map(|(on, name)| on.then_some(name))
-            .chain(zstd.map(|(name, _)| *name))
-            .collect();
-        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        let mut names: Vec<String> = [
+            (self.uniform, "uniform"),
+            (self.page, "page"),
+            (self.rehash, "rehash"),
+            (self.delta, "delta"),
+        ]
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, name)| name.to_owned())
+        .collect();
+        if let Some(parameters) = self.similar {
+            let (k, s) = (parameters.signatures(), parameters.samples());
+            names.push(format!("similar={k}:{s}:{}", parameters.candidates()));
+        }
+        if let Some(size) = self.sub_page {
+            names.push(format!("sub-page={}", size.bytes()));
+        }
+        if let Some((name, _)) = Zstd::NAMES.iter().find(|(_, zstd)| *zstd == self.zstd) {
+            names.push((*name).to_owned());
+        }
+        if names.is_empty() {
+            return f.write_str("none");
+        }
         f.write_str(&names.join(","))
     }
 }
@@ -117,11 +206,35 @@ mod tests {
             "uniform,page,zstd",
             "page,zstd-hard",
             "zstd-quick",
+            "page,rehash,delta,similar=2:1:1,sub-page=512,zstd",
         ] {
             assert_eq!(text.parse::<Techniques>().unwrap().to_string(), text);
         }
         assert_eq!("all".parse(), Ok(Techniques::ALL));
         assert!("page,magic".parse::<Techniques>().is_err());
-        assert!("".parse::<Techniques>().is_err());
+        let all = Techniques::ALL.to_string();
+        assert_eq!(all.parse(), Ok(Techniques::ALL));
+        assert_eq!(
+            "uniform,page,rehash,delta,similar,sub-page,zstd".parse(),
+            Ok(Techniques::ALL)
+        );
+        for wrong in [
+            "",
+            "page=1",
+            "page,similar=0:1:1",
+            "page,similar=1:1",
+            "page,similar=1:1:1:1",
+            "page,sub-page=4096",
+            "zstd=3",
+        ] {
+            assert!(
+                matches!(wrong.parse::<Techniques>(), Err(TechniqueError::Unknown(_))),
+                "{wrong}"
+            );
+        }
+        assert_eq!(
+            "zstd,delta".parse::<Techniques>(),
+            Err(TechniqueError::NeedsPage("delta"))
+        );
     }
 }

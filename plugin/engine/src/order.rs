@@ -1,0 +1,211 @@
+//! What moves in one order over all channels of a session: sequence numbers, the joint dedup
+//! map, and everything that must agree with what the peer's window holds at that moment.
+//!
+//! Owns: the source's copy of the peer's page window and the tables that find bases in it.
+//! Must not: hash, compute a delta or compress: its lock is held once for each chunk, and
+//! copies what is needed for that.
+//!
+//! Memory: a session that looks for bases keeps the window's contents here as well, and up to
+//! 16 B a slot for history, 16 B for each signature of a page, and 32 to 128 B for its blocks.
+
+use vmgang_dedup::{
+    BlockHashes, BlockMatches, DedupMap, Member, PAGE_BYTES, Page, PageDigest, PageHistory,
+    PageWindow, Signatures, SimilarityTable, Slot, SubPageTable, Verdict,
+};
+
+use crate::Techniques;
+
+/// What a page is known by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub digest: PageDigest,
+    pub signatures: Option<Signatures>,
+    pub blocks: Option<BlockHashes>,
+}
+
+/// How a page is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Judgement {
+    /// The peer has it.
+    Reference { slot: Slot, first_sender: Member },
+    /// It goes into a slot, in full, as a delta to one of the bases, or made of blocks.
+    Define {
+        slot: Slot,
+        /// In [`Bases`]: the first, and how many.
+        bases: (usize, usize),
+        blocks: BlockMatches,
+    },
+    /// The window takes nothing.
+    Send,
+}
+
+/// Pages of the window that deltas may be made to, copied while they are what they are.
+#[derive(Debug, Default)]
+pub(crate) struct Bases {
+    slots: Vec<Slot>,
+    pages: Vec<u8>,
+}
+
+impl Bases {
+    pub(crate) fn clear(&mut self) {
+        self.slots.clear();
+        self.pages.clear();
+    }
+
+    fn push(&mut self, slot: Slot, page: &Page) {
+        self.slots.push(slot);
+        self.pages.extend_from_slice(page);
+    }
+
+    /// The bases of one page.
+    pub(crate) fn of(&self, (first, count): (usize, usize)) -> impl Iterator<Item = (Slot, &Page)> {
+        let slots = self.slots.get(first..first + count).unwrap_or(&[]);
+        let pages = self.pages.get(first * PAGE_BYTES..).unwrap_or(&[]);
+        let pages = pages
+            .chunks_exact(PAGE_BYTES)
+            .filter_map(<[u8]>::first_chunk);
+        slots.iter().copied().zip(pages)
+    }
+}
+
+/// What it takes to find pages that are nearly known.
+#[derive(Default)]
+struct Near {
+    window: Option<PageWindow>,
+    history: Option<PageHistory>,
+    similar: Option<SimilarityTable>,
+    blocks: Option<SubPageTable>,
+}
+
+/// The order of one session.
+pub(crate) struct SessionOrder {
+    map: DedupMap,
+    near: Near,
+    next_sequence: u64,
+}
+
+impl SessionOrder {
+    pub(crate) fn new(window_slots: u32, techniques: &Techniques) -> Self {
+        let mut near = Near::default();
+        if techniques.needs_window() {
+            near = Near {
+                window: Some(PageWindow::new(window_slots)),
+                history: techniques
+                    .delta
+                    .then(|| PageHistory::new(u64::from(window_slots))),
+                similar: techniques
+                    .similar
+                    .map(|parameters| SimilarityTable::new(window_slots, parameters)),
+                blocks: techniques
+                    .sub_page
+                    .map(|size| SubPageTable::new(window_slots, size)),
+            };
+        }
+        Self {
+            map: DedupMap::new(window_slots),
+            near,
+            next_sequence: 0,
+        }
+    }
+
+    /// The next place in the session: a frame must be sent for it.
+    pub(crate) fn next_sequence(&mut self) -> u64 {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        sequence
+    }
+
+    /// Judges the next page of the session; `page_number` is where the member has it.
+    pub(crate) fn judge(
+        &mut self,
+        member: Member,
+        page_number: Option<u64>,
+        identity: &Identity,
+        page: &Page,
+        bases: &mut Bases,
+    ) -> Judgement {
+        let Self { map, near, .. } = self;
+        if let Some(Verdict::Reference { slot, first_sender }) = map.refer(&identity.digest) {
+            near.record(map, member, page_number, slot);
+            return Judgement::Reference { slot, first_sender };
+        }
+        let first = bases.slots.len();
+        let blocks = near.find(map, member, page_number, identity, page, bases);
+        let count = bases.slots.len() - first;
+        match map.admit(identity.digest, member) {
+            Verdict::Define { slot } => {
+                near.define(map, slot, identity, page);
+                near.record(map, member, page_number, slot);
+                Judgement::Define {
+                    slot,
+                    bases: (first, count),
+                    blocks,
+                }
+            }
+            // `admit` comes after `refer` found nothing.
+            Verdict::Send | Verdict::Reference { .. } => Judgement::Send,
+        }
+    }
+}
+
+impl Near {
+    /// Finds what the page may be made of, as the window is before the page gets its slot.
+    fn find(
+        &self,
+        map: &DedupMap,
+        member: Member,
+        page_number: Option<u64>,
+        identity: &Identity,
+        page: &Page,
+        bases: &mut Bases,
+    ) -> BlockMatches {
+        let Some(window) = &self.window else {
+            return BlockMatches::default();
+        };
+        let first = bases.slots.len();
+        let own = match (&self.history, page_number) {
+            (Some(history), Some(number)) => history.find(member, number, map),
+            _ => None,
+        };
+        let similar = match (&self.similar, &identity.signatures) {
+            (Some(table), Some(signatures)) => Some(table.candidates(signatures, map)),
+            _ => None,
+        };
+        for slot in own.into_iter().chain(similar.into_iter().flatten()) {
+            if !bases.slots[first..].contains(&slot)
+                && let Ok(base) = window.get(slot)
+            {
+                bases.push(slot, base);
+            }
+        }
+        match (&self.blocks, &identity.blocks) {
+            (Some(table), Some(hashes)) => table.find(hashes, page, map, window),
+            _ => BlockMatches::default(),
+        }
+    }
+
+    fn define(&mut self, map: &DedupMap, slot: Slot, identity: &Identity, page: &Page) {
+        let (Some(window), Some(tag)) = (&mut self.window, map.tag(slot)) else {
+            return;
+        };
+        if let Err(error) = window.define(slot, page) {
+            tracing::warn!(%error, "deltas and sub-page dedup are off for the rest of this job");
+            *self = Near::default();
+            return;
+        }
+        if let (Some(table), Some(signatures)) = (&mut self.similar, &identity.signatures) {
+            table.insert(signatures, slot, tag);
+        }
+        if let (Some(table), Some(hashes)) = (&mut self.blocks, &identity.blocks) {
+            table.insert(hashes, slot, tag);
+        }
+    }
+
+    fn record(&mut self, map: &DedupMap, member: Member, page_number: Option<u64>, slot: Slot) {
+        if let (Some(history), Some(number), Some(tag)) =
+            (&mut self.history, page_number, map.tag(slot))
+        {
+            history.record(member, number, slot, tag);
+        }
+    }
+}
