@@ -11,7 +11,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test lint demo bench deny stage
+.PHONY: help setup build install test lint demo bench deny fuzz stage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,19 @@ demo: stage ## four guests move together from one host to another, beside stock 
 bench: stage ## the table of docs/benchmarks.md, all contenders in one run
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/bench" --json "$(CARGO_TARGET_DIR)/bench.json" $(BENCH)
+
+# Inputs found on the way stay in the build directory; tests/corpus has the seeds.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))
+
+fuzz: ## every decoder against inputs made to break it (nightly Rust; FUZZ_SECONDS each, FUZZ_TARGETS)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@for target in $(FUZZ_TARGETS); do \
+	    found="$(CARGO_TARGET_DIR)/fuzz/$$target"; mkdir -p "$$found" && \
+	    $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz "$$target" \
+	        "$$found" "tests/corpus/$$target" -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -print_final_stats=1 || exit 1; \
+	done
 
 deny: ## licences and advisories of the dependencies
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny

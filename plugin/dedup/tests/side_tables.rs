@@ -163,12 +163,12 @@ fn similar_pages_are_found_where_their_samples_are_equal() {
             |page: &Page, map: &DedupMap| table.candidates(&detector.signatures(page), map).count();
 
         let mut near = base;
-        for at in 0..PAGE_BYTES {
+        for (at, byte) in near.iter_mut().enumerate() {
             if !positions
                 .iter()
                 .any(|from| (*from..from + 64).contains(&at))
             {
-                near[at] ^= 0x55;
+                *byte ^= 0x55;
             }
         }
         assert_eq!(candidates(&near, &map), k);

@@ -161,3 +161,7 @@ fn page_of_blocks(window: &PageWindow, blocks: &PageBlocks<'_>) -> Result<Page, 
 #[cfg(test)]
 #[path = "codec_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "codec_operation_tests.rs"]
+mod operation_tests;
