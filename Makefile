@@ -2,6 +2,11 @@
 PREFIX  ?= /usr
 # Options of the benchmark, such as BENCH='--link 100mbit --repetitions 3'.
 BENCH   ?=
+# Where recorded streams are, and options of recording and replaying, such as
+# RECORD='--mix demo --memory 1024' and REPLAY='--ablation --link 100mbit --link 1gbit'.
+STREAMS ?= $(CARGO_TARGET_DIR)/streams/demo
+RECORD  ?=
+REPLAY  ?= --ablation
 DESTDIR ?=
 CARGO   ?= cargo
 # `CARGO_TARGET_DIR` moves everything that is built, the lab's cache included.
@@ -11,7 +16,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test lint demo bench deny fuzz stage
+.PHONY: help setup build install test lint demo bench record replay deny fuzz stage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -66,6 +71,14 @@ fuzz: ## every decoder against inputs made to break it (nightly Rust; FUZZ_SECON
 	        "$$found" "tests/corpus/$$target" -- \
 	        -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -print_final_stats=1 || exit 1; \
 	done
+
+record: setup ## keeps the migration streams of four guests, for replay (RECORD, STREAMS)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/record" --dir "$(STREAMS)" $(RECORD)
+
+replay: setup ## recorded streams through both halves of the engine, technique by technique (REPLAY, STREAMS)
+	$(CARGO) build --release --locked -q -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/replay" --streams "$(STREAMS)" --json "$(CARGO_TARGET_DIR)/replay.json" $(REPLAY)
 
 deny: ## licences and advisories of the dependencies
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny

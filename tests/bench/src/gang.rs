@@ -1,10 +1,11 @@
-//! The demo gang: four guests of one distribution with different jobs.
+//! The gangs: which guests, made how.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use vmgang_e2e::{boot_all, verify_all, vmgang};
 use vmgang_lab::{GuestSpec, Host};
 
-/// The guests, by name.
+/// The demo gang's guests, by name.
 pub const GUESTS: [&str; 4] = ["idle", "reader", "steady", "busy"];
 /// The gang's name.
 pub const GANG: &str = "web";
@@ -15,24 +16,39 @@ pub const GANG: &str = "web";
 const FILL: &str =
     "zero:63,uniform:2,sametext:28,same:2,similar:1,repeat:1,unique:1,compressible:2";
 
-/// Boots the gang on a host, waits until every guest has filled and checked its memory, and
+/// A choice of guests that run together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mix {
+    /// The demo gang: our own init, which fills memory by a recipe and changes it.
+    Demo,
+}
+
+impl Mix {
+    /// The guests, in the order in which they become members of a gang.
+    pub fn guests(self, memory_mib: u64) -> Vec<GuestSpec> {
+        match self {
+            Mix::Demo => {
+                let spec = |name| {
+                    GuestSpec::new(name)
+                        .with_memory_mib(memory_mib)
+                        .with_fill(FILL)
+                        .with_verify_rate(8000)
+                };
+                vec![
+                    spec("idle").with_idle(),
+                    spec("reader"),
+                    spec("steady").with_dirty_rate(50),
+                    spec("busy").with_dirty_rate(1000),
+                ]
+            }
+        }
+    }
+}
+
+/// Boots the demo gang on a host, waits until every guest has filled and checked its memory, and
 /// puts them into one gang.
 pub fn boot(host: &Host, memory_mib: u64) -> Result<()> {
-    let spec = |name| {
-        GuestSpec::new(name)
-            .with_memory_mib(memory_mib)
-            .with_fill(FILL)
-            .with_verify_rate(8000)
-    };
-    boot_all(
-        host,
-        &[
-            spec("idle").with_idle(),
-            spec("reader"),
-            spec("steady").with_dirty_rate(50),
-            spec("busy").with_dirty_rate(1000),
-        ],
-    )?;
+    boot_all(host, &Mix::Demo.guests(memory_mib))?;
     verify_all(host, &GUESTS)?;
     vmgang(host, &[&["gang", "add", GANG], &GUESTS[..]].concat())?.expect(0)?;
     Ok(())

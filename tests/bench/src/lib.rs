@@ -1,10 +1,18 @@
-//! Moving one gang in different ways, measured the same way, in one run.
+//! Measuring vmgang, with real guests and with recorded streams.
 //!
-//! Owns: the gang, the contenders, and what is read before and after each move.
-//! Must not: prefer anyone: all contenders move the same guests over the same link, and
-//! every figure comes from outside of them (interface counters, libvirt, the wall clock).
+//! Owns: the gangs, the contenders that move them and what is read before and after each move
+//! (`demo`, `bench`); recording the streams of guests (`record`); and driving recorded or
+//! synthetic streams through both halves of the engine without guests (`replay`).
+//! Must not: prefer anyone. Contenders of a run move the same guests, or the same bytes, over
+//! the same link, and what decides (bytes, seconds, processor time) is read from outside of them.
 
 pub mod contender;
+pub mod floor;
 pub mod gang;
 pub mod measure;
+pub mod recorder;
+pub mod replay;
+pub mod streams;
+pub mod synthetic;
 pub mod table;
+mod tap;
