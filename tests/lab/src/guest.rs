@@ -3,10 +3,12 @@
 //! A guest tells about itself on its serial port. Each host has a file of its own for that, so
 //! what a guest says after a migration is read on the host it moved to.
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use crate::error::{LabError, Result, tail};
 use crate::host::{Host, POLL_INTERVAL};
+use crate::memory;
 use crate::report::{self, Report};
 
 /// The file on each host that a guest's serial port is written to.
@@ -136,6 +138,11 @@ impl Guest {
     /// The live XML of its domain.
     pub fn xml(&self) -> Result<String> {
         self.host.virsh(&["dumpxml", &self.name])
+    }
+
+    /// Its memory as QEMU holds it, to be read; what is written there damages the guest.
+    pub fn memory(&self) -> Result<File> {
+        memory::open(&self.host, &self.name)
     }
 
     /// Ends the guest at once.

@@ -19,6 +19,7 @@ mod init;
 mod initramfs;
 mod kernel;
 mod lab;
+mod memory;
 mod namespaces;
 mod network;
 pub mod node;

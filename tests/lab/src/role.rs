@@ -49,8 +49,8 @@ impl Role {
         let share = match self {
             Role::Idle => 0,
             Role::Redis => left * 3 / 8,
-            Role::Nginx => left / 8,
-            Role::Sqlite => left / 16,
+            Role::Nginx => left / 16,
+            Role::Sqlite => left / 32,
         };
         share.max(1)
     }
@@ -92,8 +92,8 @@ mod tests {
     #[test]
     fn a_guest_of_one_gib_holds_what_is_said() {
         assert_eq!(Role::Redis.default_data_mib(1024), 300);
-        assert_eq!(Role::Nginx.default_data_mib(1024), 100);
-        assert_eq!(Role::Sqlite.default_data_mib(1024), 50);
+        assert_eq!(Role::Nginx.default_data_mib(1024), 50);
+        assert_eq!(Role::Sqlite.default_data_mib(1024), 25);
         assert_eq!(Role::Redis.default_data_mib(100), 1);
     }
 }

@@ -12,8 +12,8 @@ const FIELDS: u64 = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
     pub seed: u64,
-    /// Sizes are those below divided by this.
-    pub size_divisor: usize,
+    /// The size of the smallest item; the others are up to 16 times as large.
+    pub bytes_min: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,19 +29,19 @@ enum Kind {
 impl Content {
     /// The average size of an item.
     pub fn bytes_mean(self) -> usize {
-        // 60 % of 1 to 4 KiB, 30 % of 4 to 16 KiB, 10 % of 8 to 32 KiB.
-        (60 * 2560 + 30 * 10_240 + 10 * 20_480) / 100 / self.size_divisor
+        // 75 % of 1 to 4, 20 % of 2 to 8, 5 % of 4 to 16 times the smallest.
+        self.bytes_min * (75 * 5 + 20 * 10 + 5 * 20) / 200
     }
 
     fn kind_and_size(self, item: usize) -> (Kind, usize) {
         let number = mix(self.seed, item as u64, 0);
-        let (kind, smallest) = match number % 10 {
-            0..6 => (Kind::Text, 1024),
-            6..9 => (Kind::Tokens, 4096),
-            _ => (Kind::Binary, 8192),
+        let (kind, factor) = match number % 20 {
+            0..15 => (Kind::Text, 1),
+            15..19 => (Kind::Tokens, 2),
+            _ => (Kind::Binary, 4),
         };
-        let size = smallest + (number >> 32) as usize % (smallest * 3);
-        (kind, (size / self.size_divisor).max(64))
+        let smallest = self.bytes_min * factor;
+        (kind, smallest + (number >> 32) as usize % (smallest * 3))
     }
 
     /// Writes what the item must contain into `out`, in place of what is there.
@@ -138,7 +138,7 @@ mod tests {
 
     const CONTENT: Content = Content {
         seed: 5,
-        size_divisor: 1,
+        bytes_min: 1024,
     };
 
     fn item(item: usize, generation: u32) -> Vec<u8> {

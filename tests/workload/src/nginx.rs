@@ -28,7 +28,7 @@ impl Nginx {
     pub fn start(seed: u64, data_bytes: u64) -> Result<Nginx> {
         let content = Content {
             seed,
-            size_divisor: 1,
+            bytes_min: 8192,
         };
         let files = (data_bytes / content.bytes_mean() as u64).max(1) as usize;
         let mut bytes = Vec::new();

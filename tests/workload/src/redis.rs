@@ -37,7 +37,7 @@ impl Redis {
     pub fn start(seed: u64, data_bytes: u64) -> Result<Redis> {
         let content = Content {
             seed,
-            size_divisor: 1,
+            bytes_min: 2048,
         };
         let port = PORT.to_string();
         let mut server = Server::start(

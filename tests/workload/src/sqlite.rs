@@ -14,7 +14,6 @@ const BATCH: usize = 64;
 /// Events that are kept; with each transaction one comes and the oldest goes.
 const EVENTS_MAX: u64 = 2000;
 
-/// Much of a row is found again in its index, so the table's share is the larger part.
 const SCHEMA: &str = "PRAGMA page_size = 4096;
 CREATE TABLE item (id INTEGER PRIMARY KEY, generation INTEGER, payload BLOB);
 CREATE TABLE event (id INTEGER PRIMARY KEY, item INTEGER, what TEXT);
@@ -40,7 +39,7 @@ impl Sqlite {
         let content = Content {
             seed,
             // Rows are small.
-            size_divisor: 8,
+            bytes_min: 256,
         };
         let rows = (data_bytes / content.bytes_mean() as u64).max(1) as usize;
         let mut sqlite = Sqlite {
