@@ -106,7 +106,7 @@ fn notices_damage(guest: &Guest) -> Result<()> {
                 .map(|(place, _)| place as u64)
         };
         if places().count() >= times && found < 40 {
-            let place = places().last().unwrap_or_default();
+            let place = places().next_back().unwrap_or_default();
             memory.write_all_at(b"?", offset + place + 4)?;
             found += 1;
         }
