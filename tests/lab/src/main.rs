@@ -16,6 +16,9 @@ use signal_hook::iterator::Signals;
 use vmgang_lab::state::{self, LabState};
 use vmgang_lab::{GuestSpec, Lab, LabOptions, Role, node, parse_rate};
 
+/// Long enough for a Debian guest with much data on a busy machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Real libvirt hosts on one machine.
 #[derive(Parser)]
 #[command(name = "lab", version)]
@@ -281,7 +284,7 @@ fn boot_guest(lab: &str, boot: &Boot) -> Result<()> {
     }
     let guest = lab.host(&boot.host)?.boot(&spec)?;
     if !boot.no_wait {
-        let report = guest.wait_for_report(Duration::from_secs(120))?;
+        let report = guest.wait_for_report(BOOT_TIMEOUT)?;
         let what = boot.debian.map_or("pages", |_| "items");
         println!("{} checks {} {what}", boot.name, report.pages);
     }

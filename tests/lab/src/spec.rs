@@ -123,7 +123,8 @@ impl GuestSpec {
         self
     }
 
-    /// Guests with the same group seed have their `same` pages in common. 1 unless set.
+    /// Guests with the same group seed have their `same` pages in common, and nginx guests their
+    /// web root. 1 unless set.
     pub fn with_group_seed(mut self, seed: u64) -> GuestSpec {
         self.group_seed = seed;
         self
@@ -201,6 +202,7 @@ impl GuestSpec {
             // Writing to a string cannot fail.
             let _ = write!(line, " vmgang.{key}={value}");
         };
+        add("group", self.group_seed.to_string());
         if let Some(role) = self.role {
             add("role", role.to_string());
             let rate = self.request_rate.unwrap_or(role.default_rate());
@@ -216,7 +218,6 @@ impl GuestSpec {
             line.push_str(" rootfstype=ramfs");
             return line;
         }
-        add("group", self.group_seed.to_string());
         if let Some(fill) = &self.fill {
             add("fill", fill.clone());
         }

@@ -57,7 +57,8 @@ fn start(orders: &Orders) -> Result<Box<dyn Workload>> {
     Ok(match orders.role {
         Role::Idle => Box::new(idle::Idle::start("/usr")?),
         Role::Redis => Box::new(redis::Redis::start(orders.seed, orders.data_bytes())?),
-        Role::Nginx => Box::new(nginx::Nginx::start(orders.seed, orders.data_bytes())?),
+        // Servers of one group have one web root.
+        Role::Nginx => Box::new(nginx::Nginx::start(orders.group, orders.data_bytes())?),
         Role::Sqlite => Box::new(sqlite::Sqlite::start(orders.seed, orders.data_bytes())?),
     })
 }

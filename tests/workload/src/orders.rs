@@ -35,6 +35,8 @@ pub struct Orders {
     pub role: Role,
     /// What makes this guest's data its own.
     pub seed: u64,
+    /// What makes the data its own that guests of one group have in common.
+    pub group: u64,
     /// Requests of the load per second.
     pub rate: u64,
     /// How much data the role holds.
@@ -52,6 +54,7 @@ impl Orders {
             id: "guest".to_owned(),
             role: Role::Idle,
             seed: 1,
+            group: 1,
             rate: 0,
             data_mib: 16,
             check_seconds: 60,
@@ -74,6 +77,7 @@ impl Orders {
                         .ok_or_else(|| format!("role: {value:?} is not known"))?;
                 }
                 "seed" => orders.seed = number()?,
+                "group" => orders.group = number()?,
                 "rate" => orders.rate = number()?,
                 "data" => orders.data_mib = number()?.max(1),
                 "check" => orders.check_seconds = number()?.max(1),
@@ -95,11 +99,11 @@ mod tests {
 
     #[test]
     fn reads_what_the_lab_writes() {
-        let line = "console=ttyS0 quiet vmgang.id=g vmgang.role=redis vmgang.seed=7 \
+        let line = "console=ttyS0 quiet vmgang.id=g vmgang.role=redis vmgang.seed=7 vmgang.group=2 \
                     vmgang.rate=100 vmgang.data=300 vmgang.check=20\n";
         let orders = Orders::parse(line).expect("good orders");
         assert_eq!((orders.id.as_str(), orders.role), ("g", Role::Redis));
-        assert_eq!((orders.seed, orders.rate), (7, 100));
+        assert_eq!((orders.seed, orders.group, orders.rate), (7, 2, 100));
         assert_eq!((orders.data_mib, orders.check_seconds), (300, 20));
         assert_eq!(orders.data_bytes(), 300 * 1024 * 1024);
     }
