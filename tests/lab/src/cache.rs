@@ -10,6 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{IoContext, Result};
 
+const GUESTS: &str = "guests";
+
 /// The cache directory.
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -29,8 +31,10 @@ impl Cache {
             .map_or_else(|| workspace_dir().join("target/lab"), PathBuf::from);
         // The mount point under which every host assembles its root, in a namespace of its own.
         let mount_point = dir.join("node");
-        fs::create_dir_all(&mount_point)
-            .doing(|| format!("create the lab's cache {}", dir.display()))?;
+        for needed in [&mount_point, &dir.join(GUESTS)] {
+            fs::create_dir_all(needed)
+                .doing(|| format!("create the lab's cache {}", dir.display()))?;
+        }
         let dir = dir
             .canonicalize()
             .doing(|| format!("resolve {}", dir.display()))?;
@@ -39,6 +43,11 @@ impl Cache {
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Archives that guests boot from; every host sees this directory.
+    pub(crate) fn guests(&self) -> PathBuf {
+        self.dir.join(GUESTS)
     }
 
     pub(crate) fn mount_point(&self) -> PathBuf {

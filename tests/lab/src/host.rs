@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::cache::Cache;
 use crate::daemon::Daemon;
 use crate::error::{IoContext, LabError, Result, checked, shown};
 use crate::files;
-use crate::guest::{Guest, GuestSpec};
+use crate::guest::Guest;
 use crate::namespaces::spawn_in;
 use crate::network::{self, Counters};
+use crate::spec::GuestSpec;
+use crate::userland;
 
 /// How long a poll for something on a host sleeps.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -124,6 +127,17 @@ impl Host {
     /// Starts a guest; returns as soon as QEMU runs. See [`Guest::wait_for_report`].
     pub fn boot(&self, spec: &GuestSpec) -> Result<Guest> {
         let xml = spec.domain_xml()?;
+        if spec.role().is_some() {
+            userland::ensure(&Cache::open()?)?;
+            let path = userland::path_on_host()?;
+            if !self.file_exists(&path) {
+                return Err(LabError::Request(format!(
+                    "host {} has no {path}; the lab was started with another VMGANG_LAB_CACHE or \
+                     another version, start it again",
+                    self.name()
+                )));
+            }
+        }
         if spec.is_persistent() {
             self.define_xml(spec.name(), &xml)?;
             self.virsh(&["start", spec.name()])?;

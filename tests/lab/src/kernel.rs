@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
 
+use crate::debian::{chroot, first_with_extension};
 use crate::error::{IoContext, LabError, Result, run};
-use crate::root::{chroot, first_with_extension};
 
 /// Downloads Debian's cloud kernel with the tree's own apt and writes its ELF image to `target`.
 pub(crate) fn fetch(tree: &Path, target: &Path) -> Result<()> {

@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::cache::{Cache, progress};
 use crate::daemon;
 use crate::error::{IoContext, LabError, Result};
-use crate::guest::{Guest, INITRAMFS_PATH, KERNEL_PATH};
+use crate::guest::Guest;
 use crate::host::Host;
 use crate::initramfs;
 use crate::network::{self, Counters};
 use crate::node::{NodeConfig, NodeProcess};
 use crate::pki::{self, Authority, CertificateRequest};
 use crate::root::RootRecipe;
+use crate::spec::{INITRAMFS_PATH, KERNEL_PATH};
+use crate::userland::{self, GUESTS_PATH};
 
 /// The switch is a node like a host, without daemons.
 const SWITCH_NAME: &str = "switch";
@@ -56,6 +58,7 @@ struct Material {
     tree: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
+    guests: PathBuf,
     mount_point: PathBuf,
 }
 
@@ -116,6 +119,12 @@ impl Lab {
     pub fn prepare(options: &LabOptions) -> Result<()> {
         check(options)?;
         prepare(options).map(drop)
+    }
+
+    /// Builds what Debian guests boot from, if it is not in the cache; the first one to be booted
+    /// does so too.
+    pub fn prepare_debian() -> Result<()> {
+        userland::ensure(&Cache::open()?)
     }
 
     /// A lab that another process owns. Dropping this handle ends nothing.
@@ -359,6 +368,7 @@ fn prepare(options: &LabOptions) -> Result<Material> {
         tree: root.tree(),
         kernel: root.kernel(),
         initramfs: initramfs::ensure(&cache)?,
+        guests: cache.guests(),
         mount_point: cache.mount_point(),
     })
 }
@@ -391,6 +401,7 @@ fn start_node(
             read_only: vec![
                 (material.kernel.clone(), KERNEL_PATH.into()),
                 (material.initramfs.clone(), INITRAMFS_PATH.into()),
+                (material.guests.clone(), GUESTS_PATH.into()),
             ],
             hosts_file: hosts_file.to_owned(),
             machine_id: uuid::Uuid::new_v4().simple().to_string(),

@@ -7,32 +7,41 @@
 //!
 //! The crate must not know what vmgang does: it starts `vmgangd` like any other daemon.
 
+mod archive;
 mod cache;
 mod daemon;
+mod debian;
 mod error;
 mod files;
 mod guest;
 mod host;
+mod init;
 mod initramfs;
 mod kernel;
 mod lab;
+mod memory;
 mod namespaces;
 mod network;
 pub mod node;
 pub mod pki;
 mod report;
+mod role;
 mod root;
+mod spec;
 pub mod state;
+mod userland;
 
 pub use cache::Cache;
 pub use daemon::Daemon;
 pub use error::{LabError, Result};
-pub use guest::{Guest, GuestSpec};
+pub use guest::Guest;
 pub use host::{Host, HostChild, HostCommand};
 pub use lab::{Lab, LabOptions};
 pub use network::{Counters, parse_rate};
 pub use pki::{Authority, CertificateRequest, Credentials};
 pub use report::Report;
+pub use role::Role;
 pub use root::{Root, RootRecipe};
 /// Signals for [`HostChild::signal`].
 pub use rustix::process::Signal;
+pub use spec::GuestSpec;

@@ -14,7 +14,10 @@ use clap::{Args, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmgang_lab::state::{self, LabState};
-use vmgang_lab::{GuestSpec, Lab, LabOptions, node, parse_rate};
+use vmgang_lab::{GuestSpec, Lab, LabOptions, Role, node, parse_rate};
+
+/// Long enough for a Debian guest with much data on a busy machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Real libvirt hosts on one machine.
 #[derive(Parser)]
@@ -41,7 +44,7 @@ enum Action {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Boot a self-checking guest and wait for its first report.
+    /// Boot a guest that checks itself and wait for its first report.
     Boot(Boot),
     /// Show the newest report of a guest, wherever it runs.
     Report { guest: String },
@@ -79,9 +82,12 @@ struct Up {
 struct Boot {
     host: String,
     name: String,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 128)]
-    memory: u64,
+    /// Boot Debian with a role, under load: idle, redis, nginx or sqlite.
+    #[arg(long, value_name = "ROLE")]
+    debian: Option<Role>,
+    /// Memory in MiB; 128 unless set, 1024 with --debian.
+    #[arg(long)]
+    memory: Option<u64>,
     /// Shares of page kinds in percent, for example zero:20,same:60,unique:20.
     #[arg(long)]
     recipe: Option<String>,
@@ -91,6 +97,15 @@ struct Boot {
     /// Sleep most of the time after the first complete check.
     #[arg(long)]
     idle: bool,
+    /// With --debian: requests per second.
+    #[arg(long, requires = "debian")]
+    rate: Option<u64>,
+    /// With --debian: MiB of data that the server holds.
+    #[arg(long, requires = "debian")]
+    data: Option<u64>,
+    /// With --debian: how many seconds a complete check of the data takes.
+    #[arg(long, requires = "debian")]
+    check: Option<u64>,
     /// XML for the domain's metadata element.
     #[arg(long)]
     metadata: Option<String>,
@@ -156,7 +171,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 println!("==> {} <==\n{}", daemon.log_path(), daemon.log());
             }
         }
-        Action::Prepare => Lab::prepare(&LabOptions::default())?,
+        Action::Prepare => {
+            Lab::prepare(&LabOptions::default())?;
+            Lab::prepare_debian()?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -238,9 +256,23 @@ fn exec(lab: &str, host: &str, command: &[String]) -> Result<ExitCode> {
 
 fn boot_guest(lab: &str, boot: &Boot) -> Result<()> {
     let lab = running(lab)?.attach()?;
-    let mut spec = GuestSpec::new(&boot.name)
-        .with_memory_mib(boot.memory)
-        .with_dirty_rate(boot.dirty_rate);
+    let mut spec = match boot.debian {
+        Some(role) => GuestSpec::debian(&boot.name, role),
+        None => GuestSpec::new(&boot.name),
+    };
+    spec = spec.with_dirty_rate(boot.dirty_rate);
+    if let Some(memory) = boot.memory {
+        spec = spec.with_memory_mib(memory);
+    }
+    if let Some(rate) = boot.rate {
+        spec = spec.with_request_rate(rate);
+    }
+    if let Some(data) = boot.data {
+        spec = spec.with_data_mib(data);
+    }
+    if let Some(seconds) = boot.check {
+        spec = spec.with_check_seconds(seconds);
+    }
     if let Some(recipe) = &boot.recipe {
         spec = spec.with_fill(recipe);
     }
@@ -252,8 +284,9 @@ fn boot_guest(lab: &str, boot: &Boot) -> Result<()> {
     }
     let guest = lab.host(&boot.host)?.boot(&spec)?;
     if !boot.no_wait {
-        let report = guest.wait_for_report(Duration::from_secs(120))?;
-        println!("{} checks {} pages", boot.name, report.pages);
+        let report = guest.wait_for_report(BOOT_TIMEOUT)?;
+        let what = boot.debian.map_or("pages", |_| "items");
+        println!("{} checks {} {what}", boot.name, report.pages);
     }
     Ok(())
 }

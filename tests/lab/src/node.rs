@@ -40,7 +40,7 @@ pub(crate) struct NodeConfig {
     pub lower: Vec<PathBuf>,
     /// Where to assemble the root; an empty directory.
     pub mount_point: PathBuf,
-    /// Files of the machine seen read-only on the host: source, path on the host.
+    /// Files and directories of the machine seen read-only on the host: source, path on the host.
     pub read_only: Vec<(PathBuf, PathBuf)>,
     /// The content of `/etc/hosts`.
     pub hosts_file: String,
@@ -262,7 +262,11 @@ fn fill_root(config: &NodeConfig, root: &Path) -> Result<()> {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).doing(|| format!("create {}", parent.display()))?;
         }
-        File::create(&target).doing(|| format!("create {}", target.display()))?;
+        if source.is_dir() {
+            make_dir(&target, 0o755)?;
+        } else {
+            File::create(&target).doing(|| format!("create {}", target.display()))?;
+        }
         mount_bind(source, &target).doing(|| format!("bind {}", source.display()))?;
         mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY, c"")
             .doing(|| format!("make {} read-only", target.display()))?;

@@ -14,6 +14,18 @@ pub struct Report {
     pub dirtied: u64,
     /// Pages the guest manages.
     pub pages: u64,
+    /// The role of a Debian guest; empty for other guests, as the numbers down to the latencies
+    /// are zero.
+    pub role: String,
+    /// Requests of the load that were answered since the guest started.
+    pub served: u64,
+    /// Requests that were answered since the report before this one.
+    pub interval_served: u64,
+    /// The time since the report before this one.
+    pub interval_ms: u64,
+    /// How long those requests took.
+    pub latency_mean_us: u64,
+    pub latency_max_us: u64,
     /// The longest time between two ticks of the guest's own clock, in milliseconds.
     pub gap_max_ms: u64,
     /// The age of the guest's init by the guest's own clock.
@@ -31,6 +43,10 @@ pub(crate) enum Line {
 }
 
 const MARK: &str = "vmgang-guest ";
+/// Numbers in the report of every guest.
+const FIELDS: usize = 7;
+/// Numbers that a guest with a role adds.
+const ROLE_FIELDS: usize = 5;
 
 impl Line {
     pub fn parse(line: &str) -> Line {
@@ -50,9 +66,10 @@ impl Line {
             let Some((key, value)) = word.split_once('=') else {
                 continue;
             };
-            if key == "id" {
-                report.id = value.to_owned();
-                continue;
+            match key {
+                "id" => report.id = value.to_owned(),
+                "role" => report.role = value.to_owned(),
+                _ => {}
             }
             let target = match key {
                 "pass" => &mut report.pass,
@@ -60,6 +77,11 @@ impl Line {
                 "bad" => &mut report.bad,
                 "dirtied" => &mut report.dirtied,
                 "pages" => &mut report.pages,
+                "served" => &mut report.served,
+                "interval_served" => &mut report.interval_served,
+                "interval_ms" => &mut report.interval_ms,
+                "latency_mean_us" => &mut report.latency_mean_us,
+                "latency_max_us" => &mut report.latency_max_us,
                 "gap_max_ms" => &mut report.gap_max_ms,
                 "uptime_ms" => &mut report.uptime_ms,
                 _ => continue,
@@ -70,7 +92,12 @@ impl Line {
             }
         }
         // A migration may cut a line in two; half a report is none.
-        if fields == 7 {
+        let due = if report.role.is_empty() {
+            FIELDS
+        } else {
+            FIELDS + ROLE_FIELDS
+        };
+        if fields == due {
             Line::Report(report)
         } else {
             Line::Other
@@ -108,6 +135,27 @@ mod tests {
         assert_eq!((report.id.as_str(), report.pass), ("g1", 3));
         assert_eq!((report.checked, report.dirtied), (12345, 678));
         assert_eq!((report.pages, report.uptime_ms), (4000, 99_000));
+    }
+
+    #[test]
+    fn reads_what_a_role_adds() {
+        let line = GOOD.replace(
+            " gap_max_ms",
+            " role=redis served=900 interval_served=50 interval_ms=1004 latency_mean_us=1500 \
+             latency_max_us=9000 gap_max_ms",
+        );
+        let Line::Report(report) = Line::parse(&line) else {
+            panic!("{line}");
+        };
+        assert_eq!((report.role.as_str(), report.served), ("redis", 900));
+        assert_eq!((report.interval_served, report.interval_ms), (50, 1004));
+        assert_eq!(
+            (report.latency_mean_us, report.latency_max_us),
+            (1500, 9000)
+        );
+        assert_eq!(report.uptime_ms, 99_000);
+        let cut = line.replace("interval_ms=1004 ", "");
+        assert_eq!(Line::parse(&cut), Line::Other);
     }
 
     #[test]

@@ -1,21 +1,16 @@
 //! The Debian root that hosts run from: built once with debootstrap, cached, never changed after.
 //!
 //! Owns which packages are in it. A different package list is a different root with a name of its
-//! own. Nothing is installed on the machine itself: debootstrap is unpacked into the cache, and
-//! every mount is made in a namespace that ends with the build.
+//! own.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-
 use crate::cache::{Cache, progress};
-use crate::error::{IoContext, LabError, Result, run};
+use crate::debian;
+use crate::error::{IoContext, Result};
 use crate::kernel;
-use crate::namespaces;
 
 /// Raise when the steps below change what a root contains.
 const RECIPE_VERSION: u32 = 1;
@@ -111,169 +106,26 @@ impl RootRecipe {
             fs::remove_dir_all(&partial).doing(|| format!("remove {}", partial.display()))?;
         }
         fs::create_dir_all(&partial).doing(|| format!("create {}", partial.display()))?;
-        in_private_mounts(|| self.build(&partial))?;
+        debian::in_private_mounts(|| self.build(cache, &partial))?;
         fs::rename(&partial, &dir).doing(|| format!("rename {}", partial.display()))?;
         progress(&format!("built in {} s", started.elapsed().as_secs()));
         Ok(Root { dir })
     }
 
-    fn build(&self, dir: &Path) -> Result<()> {
-        let tree = dir.join("tree");
-        let mirror = std::env::var("VMGANG_LAB_MIRROR")
-            .unwrap_or_else(|_| "http://deb.debian.org/debian".to_owned());
-
-        progress("fetching debootstrap");
-        let debootstrap = fetch_debootstrap(dir)?;
-        progress(&format!("installing Debian {}", self.suite));
-        run(Command::new(debootstrap.join("usr/sbin/debootstrap"))
-            .env("DEBOOTSTRAP_DIR", debootstrap.join("usr/share/debootstrap"))
-            .arg("--variant=minbase")
-            .arg(&self.suite)
-            .arg(&tree)
-            .arg(&mirror))?;
-
-        self.configure(&tree, &mirror)?;
-        mount("proc", tree.join("proc"), "proc", MountFlags::empty(), None)
-            .doing(|| "mount proc in the new root".to_owned())?;
-        progress("installing libvirt and QEMU");
-        run(chroot(&tree).args(["apt-get", "-q", "update"]))?;
-        let mut install = chroot(&tree);
-        install.args(["apt-get", "-q", "-y", "install", "--no-install-recommends"]);
-        if self.backports {
-            install.args(["-t", &format!("{}-backports", self.suite)]);
-        }
-        run(install.args(self.packages()))?;
-
-        progress("unpacking the guests' kernel");
-        kernel::fetch(&tree, &dir.join("vmlinux"))?;
-        run(chroot(&tree).args(["apt-get", "clean"]))?;
-        clean(&tree)?;
-        remove_dir(&debootstrap)
-    }
-
-    fn configure(&self, tree: &Path, mirror: &str) -> Result<()> {
-        let policy = tree.join("usr/sbin/policy-rc.d");
-        write(&policy, "#!/bin/sh\nexit 101\n")?;
-        fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))
-            .doing(|| format!("make {} executable", policy.display()))?;
-        write(
-            &tree.join("etc/dpkg/dpkg.cfg.d/lab"),
-            "force-unsafe-io\n\
-             path-exclude=/usr/share/doc/*\n\
-             path-exclude=/usr/share/man/*\n\
-             path-exclude=/usr/share/locale/*\n",
-        )?;
-        if self.backports {
-            write(
+    fn build(&self, cache: &Cache, dir: &Path) -> Result<()> {
+        let tree = debian::bootstrap(cache, dir, &self.suite)?;
+        let backports = self.backports.then(|| format!("{}-backports", self.suite));
+        if let Some(backports) = &backports {
+            debian::write(
                 &tree.join("etc/apt/sources.list.d/backports.list"),
-                &format!("deb {mirror} {}-backports main\n", self.suite),
+                &format!("deb {} {backports} main\n", debian::mirror()),
             )?;
         }
-        let names = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        write(&tree.join("etc/resolv.conf"), &names)
-    }
-}
-
-/// Removes what only the build needed.
-fn clean(tree: &Path) -> Result<()> {
-    remove_dir(&tree.join("var/lib/apt/lists"))?;
-    for log in ["var/log/apt", "var/cache/debconf"] {
-        remove_dir(&tree.join(log))?;
-    }
-    // Look-ups must fail at once instead of waiting for a name server that no host can reach.
-    write(&tree.join("etc/resolv.conf"), "")
-}
-
-/// Unpacks debootstrap from its package, without installing it.
-fn fetch_debootstrap(dir: &Path) -> Result<PathBuf> {
-    let unpacked = dir.join("debootstrap");
-    let packages = dir.join("packages");
-    fs::create_dir_all(&packages).doing(|| format!("create {}", packages.display()))?;
-    let download = |options: &[String]| {
-        run(Command::new("apt-get")
-            .current_dir(&packages)
-            .args(options)
-            .args(["-q", "download", "debootstrap"]))
-    };
-    if download(&[]).is_err() {
-        // A fresh machine has no package lists; these are read into the cache, not into /var.
-        let lists = dir.join("lists");
-        fs::create_dir_all(lists.join("partial"))
-            .doing(|| format!("create {}", lists.display()))?;
-        let options = [
-            "-o".to_owned(),
-            format!("Dir::State::lists={}", lists.display()),
-            "-o".to_owned(),
-            format!("Dir::Cache={}", packages.display()),
-        ];
-        run(Command::new("apt-get")
-            .args(&options)
-            .args(["-q", "update"]))?;
-        download(&options)?;
-        remove_dir(&lists)?;
-    }
-    let package = first_with_extension(&packages, "deb")?;
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
-    remove_dir(&packages)?;
-    Ok(unpacked)
-}
-
-pub(crate) fn first_with_extension(dir: &Path, extension: &str) -> Result<PathBuf> {
-    fs::read_dir(dir)
-        .doing(|| format!("read {}", dir.display()))?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|found| found == extension))
-        .ok_or_else(|| LabError::Broken {
-            who: dir.display().to_string(),
-            what: format!("no .{extension} file was downloaded"),
-        })
-}
-
-/// A command inside a tree that is being built.
-pub(crate) fn chroot(tree: &Path) -> Command {
-    let mut command = Command::new("chroot");
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("LC_ALL", "C")
-        .arg(tree);
-    command
-}
-
-/// Runs `work` on a thread whose mounts nobody else sees; they end with the thread and with the
-/// commands it started, whatever happens.
-fn in_private_mounts<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                namespaces::unshare_mounts()
-                    .doing(|| "make a mount namespace (the lab needs root)".to_owned())?;
-                mount_change(
-                    "/",
-                    MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-                )
-                .doing(|| "make mounts private".to_owned())?;
-                work()
-            })
-            .join()
-            .unwrap_or_else(|_| {
-                Err(LabError::Broken {
-                    who: "the root's builder".to_owned(),
-                    what: "panicked".to_owned(),
-                })
-            })
-    })
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).doing(|| format!("write {}", path.display()))
-}
-
-fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).doing(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
+        progress("installing libvirt and QEMU");
+        debian::install(&tree, backports.as_deref(), &self.packages())?;
+        progress("unpacking the guests' kernel");
+        kernel::fetch(&tree, &dir.join("vmlinux"))?;
+        debian::clean(&tree)
     }
 }
 

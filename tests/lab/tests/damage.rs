@@ -1,40 +1,14 @@
 //! A guest's word is worth something only if it can say no: one byte of its memory is changed from
 //! outside, and the guest must find it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vmgang_lab::{GuestSpec, Host, Lab, LabError, LabOptions};
+use vmgang_lab::{GuestSpec, Lab, LabError, LabOptions};
 
 const PAGE_BYTES: usize = 4096;
-
-/// The memory of the one guest on a host, as QEMU holds it.
-fn guest_memory(host: &Host) -> Result<File> {
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let wanted = namespace(&host.pid().to_string());
-    for entry in fs::read_dir("/proc")? {
-        let path: PathBuf = entry?.path();
-        let pid = path.file_name().unwrap_or_default().to_string_lossy();
-        let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-        if !name.starts_with("qemu-system") || namespace(&pid) != wanted {
-            continue;
-        }
-        for descriptor in fs::read_dir(path.join("fd"))? {
-            let descriptor = descriptor?.path();
-            let target = fs::read_link(&descriptor).unwrap_or_default();
-            if target
-                .to_string_lossy()
-                .starts_with("/memfd:memory-backend")
-            {
-                return Ok(File::options().read(true).write(true).open(descriptor)?);
-            }
-        }
-    }
-    anyhow::bail!("no QEMU with shared memory on host {}", host.name())
-}
 
 /// Changes one byte in a page that is all one byte; with this recipe such a page is the guest's.
 fn damage(memory: &File) -> Result<()> {
@@ -62,7 +36,7 @@ fn a_guest_finds_one_changed_byte() -> Result<()> {
         let host = lab.host("a")?;
         let guest = host.boot(&GuestSpec::new("g1").with_fill("uniform:100"))?;
         guest.verify(Duration::from_secs(60))?;
-        damage(&guest_memory(host)?)?;
+        damage(&guest.memory()?)?;
         let started = Instant::now();
         let fault = loop {
             match guest.report() {
