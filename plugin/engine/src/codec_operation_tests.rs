@@ -269,7 +269,7 @@ fn decode_one(
         sequence,
         stream_len: PAGE_BYTES as u32,
         digest: frame_digest(&KEY, page),
-        zstd_raw_len: None,
+        compression: vmgang_wire::Compression::None,
         payload: &bytes,
     })
 }
