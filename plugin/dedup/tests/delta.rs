@@ -81,6 +81,8 @@ proptest! {
         let fits = encode(&target, &base, limit, &mut out);
         prop_assert_eq!(fits, exact <= limit, "{} bytes, limit {}", exact, limit);
         prop_assert_eq!(out.len(), if fits { 3 + exact } else { 3 });
+        prop_assert!(encode(&target, &base, exact, &mut out));
+        prop_assert!(exact == 0 || !encode(&target, &base, exact - 1, &mut out));
     }
 
     #[test]

@@ -155,6 +155,7 @@ fn a_full_window_of_expected_contents_lets_no_other_in() {
     refer(&mut map, 2);
     refer(&mut map, 2);
     define(&mut map, 1);
+    assert_eq!(map.judge(digest(9), Member(0)), Verdict::Send);
     refer(&mut map, 1);
     assert!(matches!(
         map.judge(digest(9), Member(0)),

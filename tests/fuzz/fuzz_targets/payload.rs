@@ -4,8 +4,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use vmgang_dedup::{PAGE_BYTES, Page, PageWindow, Slot, delta};
-use vmgang_wire::STREAM_BYTES_MAX;
 use vmgang_wire::payload::{Block, Content, Encoder, Operation, Operations};
+
+/// The stream bytes after which an input is given up: runs may claim billions of records.
+const STREAM_BYTES_MAX: usize = 64 << 10;
 
 /// False where a peer's error would end the session.
 fn carry_out(window: &mut PageWindow, content: &Content<'_>) -> bool {
@@ -13,7 +15,10 @@ fn carry_out(window: &mut PageWindow, content: &Content<'_>) -> bool {
     let slot = match *content {
         Content::Literal(_) | Content::Uniform { .. } => return true,
         Content::Reference { slot, .. } => return window.get(Slot(slot)).is_ok(),
-        Content::Define { slot, page: content } => {
+        Content::Define {
+            slot,
+            page: content,
+        } => {
             page = *content;
             slot
         }
