@@ -21,27 +21,55 @@ pub(crate) fn mirror() -> String {
 }
 
 /// Makes `work/tree` a minimal Debian in which packages can be installed; `work` is a directory
-/// of the cache.
+/// of the cache, whose lock the caller holds.
 pub(crate) fn bootstrap(cache: &Cache, work: &Path, suite: &str) -> Result<PathBuf> {
     let tree = work.join("tree");
-    progress("fetching debootstrap");
-    let debootstrap = fetch_debootstrap(work)?;
-    // Kept, because every tree begins with the same packages.
-    let packages = cache.dir().join("packages");
-    fs::create_dir_all(&packages).doing(|| format!("create {}", packages.display()))?;
-    progress(&format!("installing Debian {suite}"));
-    run(Command::new(debootstrap.join("usr/sbin/debootstrap"))
-        .env("DEBOOTSTRAP_DIR", debootstrap.join("usr/share/debootstrap"))
-        .arg("--variant=minbase")
-        .arg(format!("--cache-dir={}", packages.display()))
-        .arg(suite)
-        .arg(&tree)
-        .arg(mirror()))?;
-    remove_dir(&debootstrap)?;
+    // Every tree begins with the same packages; installing them takes longest.
+    let packed = cache.dir().join(format!("minbase-{suite}.tar"));
+    if packed.is_file() {
+        progress(&format!("unpacking Debian {suite}"));
+        fs::create_dir_all(&tree).doing(|| format!("create {}", tree.display()))?;
+        run(&mut tar("--extract", &packed, &tree))?;
+    } else {
+        debootstrap(work, suite, &tree)?;
+        let partial = packed.with_extension("partial");
+        run(tar("--create", &partial, &tree).arg("."))?;
+        fs::rename(&partial, &packed).doing(|| format!("rename {}", partial.display()))?;
+    }
     configure(&tree)?;
     mount("proc", tree.join("proc"), "proc", MountFlags::empty(), None)
         .doing(|| "mount proc in the new tree".to_owned())?;
     Ok(tree)
+}
+
+fn debootstrap(work: &Path, suite: &str, tree: &Path) -> Result<()> {
+    progress("fetching debootstrap");
+    let debootstrap = fetch_debootstrap(work)?;
+    progress(&format!("installing Debian {suite}"));
+    run(Command::new(debootstrap.join("usr/sbin/debootstrap"))
+        .env("DEBOOTSTRAP_DIR", debootstrap.join("usr/share/debootstrap"))
+        .arg("--variant=minbase")
+        .arg(suite)
+        .arg(tree)
+        .arg(mirror()))?;
+    run(chroot(tree).args(["apt-get", "clean"]))?;
+    remove_dir(&debootstrap)
+}
+
+/// Owners are kept by number: those of the tree are not those of the machine.
+fn tar(action: &str, archive: &Path, tree: &Path) -> Command {
+    let mut command = Command::new("tar");
+    command
+        .args([
+            action,
+            "--numeric-owner",
+            "--preserve-permissions",
+            "--file",
+        ])
+        .arg(archive)
+        .arg("--directory")
+        .arg(tree);
+    command
 }
 
 fn configure(tree: &Path) -> Result<()> {
