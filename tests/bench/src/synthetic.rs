@@ -121,7 +121,8 @@ fn content(kind: Kind, member: usize, index: usize) -> Option<Page> {
 
 /// The same page in the last pass.
 fn dirtied(kind: Kind, member: usize, index: usize) -> Option<Page> {
-    let seed = own_seed(member, index) ^ 0xd1;
+    // Beyond every index, so that it is no other page's seed.
+    let seed = own_seed(member, index) | 1 << 63;
     match content(kind, member, index) {
         Some(page) if kind != Kind::Unique => Some(change(page, seed)),
         _ => Some(random(seed)),
@@ -242,6 +243,7 @@ mod tests {
         for member in 0..3 {
             for index in 0..500 {
                 assert!(seen.insert(content(Kind::Unique, member, index)));
+                assert!(seen.insert(dirtied(Kind::Unique, member, index)));
             }
         }
     }
