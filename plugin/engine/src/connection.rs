@@ -133,7 +133,10 @@ pub(crate) async fn write_frames(
                     drop(backlog.split(surplus));
                 }
                 let sealed = Instant::now();
-                sleep_until(free_at).await;
+                // Not with a time that has come: the timer rounds up to a millisecond.
+                if free_at > sealed {
+                    sleep_until(free_at).await;
+                }
                 free_at = free_at.max(Instant::now()) + side.cap.time_for(bytes.len());
                 writer.write_all(&bytes).await?;
                 drop(backlog);
