@@ -22,8 +22,12 @@ const LINK_BOUND: u64 = 60;
 const LINK_FREE: u64 = 30;
 /// Sealing, or building, is the bottleneck when it takes more than this.
 const WORK_BOUND: u64 = 50;
+/// Quick frames are so cheap that they are given up only if building is all there is to do,
+/// and the link has nothing to do.
+const WORK_ONLY: u64 = 80;
+const LINK_IDLE: u64 = 5;
 /// A rung that was left for being too slow is not tried again for so long at first.
-const AVOID_FIRST: Duration = Duration::from_millis(500);
+const AVOID_FIRST: Duration = Duration::from_millis(200);
 /// And at most.
 const AVOID_MAX: Duration = Duration::from_secs(8);
 
@@ -118,7 +122,8 @@ impl LinkWatch {
             }
         } else if link < LINK_FREE && rung > self.lowest {
             let slow = if rung.streams() { sealing } else { building };
-            if slow > WORK_BOUND {
+            let given_up = rung > Rung::Quick || (slow > WORK_ONLY && link < LINK_IDLE);
+            if slow > WORK_BOUND && given_up {
                 let (ban, last) = &mut self.avoid[index];
                 *last = (*last * 2).clamp(AVOID_FIRST, AVOID_MAX);
                 *ban = *last;
@@ -155,8 +160,13 @@ mod tests {
         // Nobody says that building is slow: the link waits for QEMU.
         assert_eq!(run(&mut watch, &ladder, 9, 0, 1), Rung::Frame);
         for _ in 0..100 {
-            ladder.channel(MS, MS * 9);
+            ladder.channel(MS * 3, MS * 7);
             watch.frame(&ladder, MS * 9, Duration::ZERO, MS);
+        }
+        assert_eq!(ladder.rung(), Rung::Quick);
+        for _ in 0..100 {
+            ladder.channel(MS, MS * 9);
+            watch.frame(&ladder, MS * 19, Duration::ZERO, MS / 2);
         }
         assert_eq!(ladder.rung(), Rung::None);
     }
@@ -174,13 +184,13 @@ mod tests {
         while window(&mut watch, 0, 100) == Rung::Frame {
             windows += 1;
         }
-        assert_eq!(windows, 4, "500 ms");
+        assert_eq!(windows, 1, "200 ms");
         assert_eq!(window(&mut watch, 100, 0), Rung::Frame);
         let mut windows = 0;
         while window(&mut watch, 0, 100) == Rung::Frame {
             windows += 1;
         }
-        assert_eq!(windows, 9, "a second");
+        assert_eq!(windows, 3, "twice that");
     }
 
     #[test]
