@@ -15,6 +15,7 @@ use crate::history::{History, Record};
 use crate::hypervisor::{DestinationInfo, Hypervisor, ask};
 use crate::job::{Control, Job, MemberState};
 use crate::jobs::Jobs;
+use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::request::MigrateRequest;
 use crate::tunnel::Tunnel;
@@ -345,7 +346,7 @@ impl Coordinator {
                 job: id,
                 gang: request.gang().unwrap_or_default().to_owned(),
                 source_host,
-                window_budget_bytes: self.parts.window_budget_bytes,
+                window_budget_bytes: window_to_offer(self.parts.window_budget_bytes),
                 members: members
                     .iter()
                     .zip(&owners)
@@ -403,6 +404,13 @@ impl Coordinator {
             tracing::error!("jobs did not end in time; their members are left to libvirt");
         }
     }
+}
+
+/// The source keeps a copy of the window, so its own memory counts as well.
+fn window_to_offer(configured_bytes: u64) -> u64 {
+    Memory::read().map_or(configured_bytes, |memory| {
+        memory.window_to_offer(configured_bytes)
+    })
 }
 
 /// A few names for the log.

@@ -17,6 +17,12 @@ impl Memory {
         })
     }
 
+    /// What a job that leaves this host may take of it for its copy of the page window: guests
+    /// still run here.
+    pub fn window_to_offer(&self, configured_bytes: u64) -> u64 {
+        configured_bytes.min(self.available_bytes / 4)
+    }
+
     fn parse(text: &str) -> Option<Memory> {
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -39,6 +45,17 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_host_offers_little() {
+        let memory = |available_bytes| Memory {
+            total_bytes: 64 << 30,
+            available_bytes,
+        };
+        assert_eq!(memory(60 << 30).window_to_offer(2 << 30), 2 << 30);
+        assert_eq!(memory(4 << 30).window_to_offer(16 << 30), 1 << 30);
+        assert_eq!(memory(0).window_to_offer(16 << 30), 0);
+    }
 
     #[test]
     fn reads_the_kernels_format() {
