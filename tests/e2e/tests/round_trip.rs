@@ -58,12 +58,12 @@ fn migrate(lab: &Lab, from: &Host, to: &Host, what: &[&str]) -> Result<JobResult
         "{bytes:?}"
     );
     ensure!(bytes.saved.compression > 0, "{bytes:?}");
-    for unused in [
-        bytes.saved.staged,
-        bytes.saved.destination,
-        bytes.saved.sub_page,
-        bytes.saved.delta,
-    ] {
+    // The kernels of the guests differ by little in many pages.
+    ensure!(
+        bytes.saved.delta > 0 && bytes.saved.sub_page >= 0,
+        "{bytes:?}"
+    );
+    for unused in [bytes.saved.staged, bytes.saved.destination] {
         ensure!(unused == 0, "{bytes:?}");
     }
 
