@@ -133,6 +133,21 @@ impl Limits {
             wanted.send_replace(limit_ms(unsent_bytes));
         }
     }
+
+    /// Gives a released member more room once its stream has flowed faster than it had by its
+    /// release: otherwise a guest that dirties more than that would never switch over.
+    pub(crate) fn raise(&self, member: usize, unsent_bytes: u64) {
+        if let Some(wanted) = self.wanted.get(&member) {
+            let limit = limit_ms(unsent_bytes);
+            wanted.send_if_modified(|wanted| {
+                let higher = *wanted > HELD_MS && limit > *wanted;
+                if higher {
+                    *wanted = limit;
+                }
+                higher
+            });
+        }
+    }
 }
 
 fn limit_ms(unsent_bytes: u64) -> u64 {
@@ -166,6 +181,26 @@ mod tests {
     fn a_held_member_finishes_its_passes() {
         // The smallest page a guest can have.
         const { assert!(RATE_BYTES_PER_MS * HELD_MS < 4096) };
+    }
+
+    #[test]
+    fn only_a_released_member_gets_more_room() {
+        let (sender, wanted) = watch::channel(0);
+        let limits = Limits {
+            wanted: BTreeMap::from([(0, sender)]),
+            _tasks: JoinSet::new(),
+        };
+        let now = || *wanted.borrow();
+        limits.raise(0, 9 << 20);
+        assert_eq!(now(), 0, "nothing is wanted yet");
+        limits.hold(0);
+        limits.raise(0, 9 << 20);
+        assert_eq!(now(), HELD_MS, "held");
+        limits.release(0, 5 << 20);
+        limits.raise(0, 2 << 20);
+        assert_eq!(now(), limit_ms(5 << 20), "never less");
+        limits.raise(0, 9 << 20);
+        assert_eq!(now(), limit_ms(9 << 20));
     }
 
     #[test]

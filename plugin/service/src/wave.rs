@@ -107,6 +107,11 @@ impl Driver {
                 }
                 _ = refresh.tick() => {
                     self.sample(known);
+                    if let Some(limits) = &known.limits {
+                        for &member in wave {
+                            limits.raise(member, known.rates.unsent_bytes(member));
+                        }
+                    }
                     self.refresh(&barrier);
                 }
             }
