@@ -2,11 +2,15 @@
 PREFIX  ?= /usr
 # Options of the benchmark, such as BENCH='--link 100mbit --repetitions 3'.
 BENCH   ?=
-# Where recorded streams are, and options of recording and replaying, such as
-# RECORD='--mix demo --memory 1024' and REPLAY='--ablation --link 100mbit --link 1gbit'.
-STREAMS ?= $(CARGO_TARGET_DIR)/streams/demo
-RECORD  ?=
-REPLAY  ?= --ablation
+# Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
+# options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
+# REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
+MIX      ?= debian
+RECORDED ?= $(CARGO_TARGET_DIR)/streams
+STREAMS  ?= $(RECORDED)/$(MIX)
+RECORD   ?=
+REPLAY   ?= --ablation
+ABLATION ?=
 DESTDIR ?=
 CARGO   ?= cargo
 # `CARGO_TARGET_DIR` moves everything that is built, the lab's cache included.
@@ -16,7 +20,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian lint demo bench record replay deny fuzz stage
+.PHONY: help setup build install test test-debian lint demo bench record replay ablation deny fuzz stage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -73,16 +77,20 @@ fuzz: ## every decoder against inputs made to break it (nightly Rust; FUZZ_SECON
 	    found="$(CARGO_TARGET_DIR)/fuzz/$$target"; mkdir -p "$$found" && \
 	    $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz "$$target" \
 	        "$$found" "tests/corpus/$$target" -- \
-	        -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -print_final_stats=1 || exit 1; \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -malloc_limit_mb=64 -print_final_stats=1 || exit 1; \
 	done
 
-record: setup ## keeps the migration streams of four guests, for replay (RECORD, STREAMS)
+record: setup ## keeps the migration streams of four guests, for replay (MIX, RECORD, STREAMS)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
-	@"$(CARGO_TARGET_DIR)/release/record" --dir "$(STREAMS)" $(RECORD)
+	@"$(CARGO_TARGET_DIR)/release/record" --mix "$(MIX)" --dir "$(STREAMS)" $(RECORD)
 
-replay: setup ## recorded streams through both halves of the engine, technique by technique (REPLAY, STREAMS)
+replay: setup ## recorded streams through both halves of the engine, technique by technique (MIX, REPLAY, STREAMS)
 	$(CARGO) build --release --locked -q -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/replay" --streams "$(STREAMS)" --json "$(CARGO_TARGET_DIR)/replay.json" $(REPLAY)
+
+ablation: setup ## every technique on every mix and link: docs/benchmarks/ablation.* (RECORDED, ABLATION)
+	$(CARGO) build --release --locked -q -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/ablation" --recorded "$(RECORDED)" $(ABLATION)
 
 deny: ## licences and advisories of the dependencies
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::{Stream, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use zbus::{Connection, OwnedObjectPath, Variant};
 
@@ -13,6 +14,7 @@ use crate::progress::{self, Display, Snapshot};
 use crate::proxies::{self, JobProxy};
 use crate::report::Report;
 
+/// How often a job is looked at, besides whenever it tells of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 pub async fn run(connection: &Connection, options: MigrateOptions) -> anyhow::Result<u8> {
@@ -102,9 +104,17 @@ pub async fn follow(
         .to_owned();
     let mut abort_asked = false;
     let mut poll = tokio::time::interval(POLL_INTERVAL);
+    // Before the first look, so that no change is missed; without them, polling will do.
+    let mut changes = proxies::changes(job).await.ok();
     loop {
+        let look_again = async {
+            tokio::select! {
+                _ = poll.tick() => {}
+                () = changed(&mut changes) => {}
+            }
+        };
         tokio::select! {
-            _ = poll.tick() => match look(job).await {
+            () = look_again => match look(job).await {
                 Ok(Look::Ended(result)) => {
                     display.finish();
                     return Ok(Some(result));
@@ -148,6 +158,17 @@ async fn look(job: &JobProxy<'_>) -> anyhow::Result<Look> {
     let (state, progress, statistics) =
         tokio::try_join!(job.state(), job.progress(), job.statistics())?;
     Ok(Look::Running(Snapshot::read(state, &progress, &statistics)))
+}
+
+/// The next change that the job tells of.
+async fn changed<S: Stream + Unpin>(changes: &mut Option<S>) {
+    if let Some(stream) = changes
+        && stream.next().await.is_some()
+    {
+        return;
+    }
+    *changes = None;
+    std::future::pending().await
 }
 
 async fn interrupted(interrupt: &mut Option<Signal>) {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use anyhow::Context;
+use zbus::fdo::{PropertiesChangedStream, PropertiesProxy};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
 /// name, running members, all members
@@ -69,6 +70,17 @@ pub async fn job<'a>(
         .path(path.clone())
         .build()
         .await?)
+}
+
+/// What a job tells of its changes, from now on.
+pub async fn changes(job: &JobProxy<'_>) -> anyhow::Result<PropertiesChangedStream> {
+    let job = job.inner();
+    let properties = PropertiesProxy::builder(job.connection())
+        .destination(job.destination().to_owned())
+        .path(job.path().to_owned())
+        .build()
+        .await?;
+    Ok(properties.receive_properties_changed().await?)
 }
 
 /// The job with this id, or with the only id that begins like this.

@@ -80,6 +80,44 @@ fn identity(c: &mut Criterion) {
     });
 }
 
+/// Digests of a chunk of pages as they lie in a stream, so many in one call.
+fn digests(c: &mut Criterion) {
+    const RECORD_BYTES: usize = 8 + PAGE_BYTES;
+    let mut stream = Vec::new();
+    for page in Random(7).pages() {
+        stream.extend_from_slice(&[0; 8]);
+        stream.extend_from_slice(&page);
+    }
+    let pages: Vec<&Page> = stream
+        .chunks_exact(RECORD_BYTES)
+        .filter_map(|record| record.last_chunk())
+        .collect();
+    let mut out = Vec::with_capacity(PAGES);
+    let mut group = c.benchmark_group("digests");
+    group.throughput(Throughput::Bytes((PAGES * PAGE_BYTES) as u64));
+    group.bench_function("one by one", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            for page in black_box(&pages) {
+                out.push(PageDigest::of(&KEY, page));
+            }
+            black_box(&out);
+        });
+    });
+    for batch in [4, 8, 16, 32, 64] {
+        group.bench_function(format!("{batch} in a call"), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                for pages in black_box(&pages).chunks(batch) {
+                    PageDigest::of_many(&KEY, pages, &mut out);
+                }
+                black_box(&out);
+            });
+        });
+    }
+    group.finish();
+}
+
 /// Look-ups over a full map, one random content after the other.
 fn map(c: &mut Criterion) {
     let mut random = Random(2);
@@ -263,6 +301,6 @@ fn history(c: &mut Criterion) {
 }
 
 criterion_group!(
-    benches, identity, map, deltas, similarity, sub_pages, history
+    benches, identity, digests, map, deltas, similarity, sub_pages, history
 );
 criterion_main!(benches);

@@ -12,6 +12,7 @@
 mod block_hash;
 mod byte_mask;
 pub mod delta;
+mod digest_batch;
 mod expectation;
 mod history;
 mod map;

@@ -3,7 +3,7 @@
 //! Must not: look at memory that can change under it. The caller hashes a private copy
 //! (hashing live guest memory and sending it later would poison other VMs).
 
-use crate::Page;
+use crate::{Page, digest_batch};
 
 /// The secret that makes page digests of one trust domain meaningless in another: a guest
 /// cannot craft colliding pages without it.
@@ -24,9 +24,19 @@ pub struct PageDigest(pub [u8; 16]);
 impl PageDigest {
     /// Hashes a page.
     pub fn of(key: &DigestKey, page: &Page) -> Self {
-        let hash = blake3::keyed_hash(&key.0, page);
+        Self::cut(blake3::keyed_hash(&key.0, page).as_bytes())
+    }
+
+    /// Appends the digest of each page: the same as [`of`](Self::of) one after the other, in
+    /// less time from four pages on.
+    pub fn of_many(key: &DigestKey, pages: &[&Page], digests: &mut Vec<Self>) {
+        digests.reserve(pages.len());
+        digest_batch::keyed_hashes(key, pages, |hash| digests.push(Self::cut(hash)));
+    }
+
+    fn cut(hash: &[u8; 32]) -> Self {
         let mut digest = [0; 16];
-        digest.copy_from_slice(&hash.as_bytes()[..16]);
+        digest.copy_from_slice(&hash[..16]);
         Self(digest)
     }
 

@@ -3,6 +3,8 @@
 //! Owns: memory up to the agreed budget, taken as it fills and kept to the end.
 //! Must not: decide what stays; it obeys the defines of the source.
 
+use memmap2::{MmapMut, MmapOptions};
+
 use crate::{PAGE_BYTES, Page, Slot};
 
 /// What a peer can get wrong about the window.
@@ -33,21 +35,22 @@ impl std::fmt::Display for WindowError {
 impl std::error::Error for WindowError {}
 
 /// Slots that get their memory together.
-const CHUNK_SLOTS: usize = 256;
+const CHUNK_SLOTS: usize = 512;
 
 /// Contents by slot.
 pub struct PageWindow {
-    /// Empty until one of its slots is filled.
-    chunks: Vec<Vec<u8>>,
+    /// Not there until one of its slots is filled.
+    chunks: Vec<Option<MmapMut>>,
     defined: Vec<u64>,
     slots: u32,
 }
 
 impl PageWindow {
-    /// A window of `slots` empty slots. It takes memory as it fills, a MiB at a time.
+    /// A window of `slots` empty slots. It takes memory as it fills, 2 MiB at a time.
     pub fn new(slots: u32) -> Self {
+        let chunks = (slots as usize).div_ceil(CHUNK_SLOTS);
         Self {
-            chunks: vec![Vec::new(); (slots as usize).div_ceil(CHUNK_SLOTS)],
+            chunks: (0..chunks).map(|_| None).collect(),
             defined: vec![0; (slots as usize).div_ceil(64)],
             slots,
         }
@@ -64,17 +67,24 @@ impl PageWindow {
             return Err(WindowError::OutOfBudget(slot));
         }
         let index = slot.0 as usize;
-        let chunk = &mut self.chunks[index / CHUNK_SLOTS];
-        if chunk.is_empty() {
-            let bytes = CHUNK_SLOTS * PAGE_BYTES;
-            chunk
-                .try_reserve_exact(bytes)
-                .map_err(|_| WindowError::NoMemory)?;
-            chunk.resize(bytes, 0);
-        }
-        chunk[index % CHUNK_SLOTS * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
+        let (number, place) = (index / CHUNK_SLOTS, index % CHUNK_SLOTS);
+        let slots = (self.slots as usize - number * CHUNK_SLOTS).min(CHUNK_SLOTS);
+        let chunk = &mut self.chunks[number];
+        let memory = match chunk {
+            Some(memory) => memory,
+            None => chunk.insert(anonymous(slots * PAGE_BYTES)?),
+        };
+        memory[place * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
         self.defined[index / 64] |= 1 << (index % 64);
         Ok(())
+    }
+
+    /// Empties a slot. For the source's copy of a window, where nothing needs it any more.
+    pub fn forget(&mut self, slot: Slot) {
+        let index = slot.0 as usize;
+        if let Some(defined) = self.defined.get_mut(index / 64) {
+            *defined &= !(1 << (index % 64));
+        }
     }
 
     /// The content of a slot.
@@ -87,8 +97,15 @@ impl PageWindow {
             return Err(WindowError::Undefined(slot));
         }
         self.chunks[index / CHUNK_SLOTS]
-            .get(index % CHUNK_SLOTS * PAGE_BYTES..)
+            .as_ref()
+            .and_then(|memory| memory.get(index % CHUNK_SLOTS * PAGE_BYTES..))
             .and_then(|rest| rest.first_chunk())
             .ok_or(WindowError::Undefined(slot))
     }
+}
+
+/// Memory, all of it at once: one call instead of a page fault for each slot.
+fn anonymous(bytes: usize) -> Result<MmapMut, WindowError> {
+    let mapped = MmapOptions::new().len(bytes).populate().map_anon();
+    mapped.map_err(|_| WindowError::NoMemory)
 }

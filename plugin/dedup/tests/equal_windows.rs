@@ -70,6 +70,17 @@ fn a_hostile_slot_is_an_error() {
 }
 
 #[test]
+fn a_forgotten_slot_is_empty_until_it_is_filled_again() {
+    let mut window = PageWindow::new(2);
+    window.define(Slot(1), &page(1)).unwrap();
+    window.forget(Slot(1));
+    window.forget(Slot(7));
+    assert!(window.get(Slot(1)).is_err());
+    window.define(Slot(1), &page(2)).unwrap();
+    assert_eq!(window.get(Slot(1)), Ok(&page(2)));
+}
+
+#[test]
 fn the_map_needs_at_most_forty_bytes_a_unique_page() {
     let key = DigestKey([0; 32]);
     let pages = 300_000;

@@ -1,30 +1,22 @@
-//! Buffers that go round: filled by one task, emptied by another, and used again.
+//! Byte buffers that go round.
 //!
-//! Must not: hold more than [`KEPT_MAX`] buffers; what is in use is bounded by credit and
-//! backlog.
+//! Must not: know what they hold.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// As many as a full backlog of small frames has.
-const KEPT_MAX: usize = 64;
+use crate::pool::Pool;
 
 /// A pool of byte buffers; clones are the same pool.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+pub(crate) struct Buffers(Pool<Vec<u8>>);
 
 impl Buffers {
     /// An empty buffer, with memory already if there was one.
     pub(crate) fn take(&self) -> Vec<u8> {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.pop().unwrap_or_default()
+        self.0.take().unwrap_or_default()
     }
 
     /// Gives a buffer back.
     pub(crate) fn give(&self, mut buffer: Vec<u8>) {
         buffer.clear();
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < KEPT_MAX {
-            free.push(buffer);
-        }
+        self.0.give(buffer);
     }
 }

@@ -1,22 +1,26 @@
 //! One connection that a source QEMU (or libvirtd for it) opened to us.
 //!
-//! Owns: reading the stream, having it encoded, and writing the return path back.
-//! Must not: hold more than a chunk of stream beyond what the peer granted credit for.
+//! Owns: reading the stream, having it encoded, and writing the return path back. The steps of
+//! a chunk: read and cut (here, in order), identified (by a worker), ordered (here, in order),
+//! built (by a worker); the session's writer has the last one.
+//! Must not: hold more than a few chunks of stream beyond what the peer granted credit for.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use bytes::BufMut;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vmgang_dedup::Member;
-use vmgang_stream::ReturnPath;
+use vmgang_stream::{ReturnPath, Tokenizer};
 use vmgang_wire::{Direction, Frame};
 
+use crate::chunk::Chunk;
 use crate::connection::HeavyFrame;
 use crate::encode::ChannelEncoder;
 use crate::gate::{
@@ -26,6 +30,9 @@ use crate::source::{Shared, SourceEvent};
 
 /// Room for a chunk and for the longest unit the tokenizer may leave behind.
 const BUFFER_BYTES: usize = CHUNK_BYTES + 192 * 1024;
+/// Chunks of a channel that are on their way at once, besides one for each worker: one is being
+/// read, one waits for its place in the session.
+const AHEAD: usize = 2;
 /// A smaller read waits a moment for company.
 const SMALL_READ_BYTES: usize = 64 * 1024;
 /// That moment.
@@ -67,8 +74,6 @@ pub(crate) enum ChannelError {
     Peer(String),
     #[error("the peer session has ended")]
     Session,
-    #[error("setting up compression failed: {0}")]
-    Encoder(io::Error),
     #[error("the source QEMU ended its stream before the guest was stopped")]
     CutShort,
     #[error("the destination QEMU hung up before the guest was stopped")]
@@ -133,21 +138,42 @@ impl Channel {
         }
     }
 
+    /// Reads, and has it encoded, until the stream has ended.
     async fn send_stream(
         &self,
         shared: &Arc<Shared>,
         reader: OwnedReadHalf,
         shape: &Shape,
     ) -> Result<(), ChannelError> {
-        let member = self.member;
-        let mut encoder = ChannelEncoder::new(
+        let encoder = Arc::new(ChannelEncoder::new(
             self.id,
-            Member(member as u16),
-            shared.key.clone(),
-            shared.techniques,
-            shared.buffers.clone(),
-        )
-        .map_err(ChannelError::Encoder)?;
+            Member(self.member as u16),
+            shared.common.clone(),
+        ));
+        let (identified, unordered) = mpsc::unbounded_channel();
+        tokio::try_join!(
+            self.read_stream(shared, reader, shape, &encoder, identified),
+            order_chunks(shared, &self.port, &encoder, unordered),
+        )?;
+        if self.main && !shape.may_end.load(Relaxed) {
+            return Err(ChannelError::CutShort);
+        }
+        shared.queue.send(&Frame::Finish { channel: self.id });
+        shape.stream_ended.send_replace(true);
+        Ok(())
+    }
+
+    /// Reads chunks and hands them to the workers to be identified.
+    async fn read_stream(
+        &self,
+        shared: &Arc<Shared>,
+        reader: OwnedReadHalf,
+        shape: &Shape,
+        encoder: &Arc<ChannelEncoder>,
+        identified: mpsc::UnboundedSender<oneshot::Receiver<InFlight>>,
+    ) -> Result<(), ChannelError> {
+        let member = self.member;
+        let mut tokenizer = Tokenizer::new();
         let mut watch = MainStream {
             main: self.main,
             first_pass_done: false,
@@ -155,8 +181,9 @@ impl Channel {
             stopped: None,
         };
         let mut released = shared.gate.released(member);
-        let mut buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        let mut filled = 0;
+        let in_flight = Arc::new(Semaphore::new(shared.workers.threads() + AHEAD));
+        let mut place = in_place(&in_flight).await?;
+        let mut chunk = shared.chunks.take(BUFFER_BYTES);
         let mut last_read = CHUNK_BYTES;
         loop {
             let mut limit = CHUNK_BYTES;
@@ -165,7 +192,7 @@ impl Channel {
                 shared.gate.give_way().await;
                 if shared.gate.holds(member) {
                     urgent = watch.first_pass_done;
-                    if watch.trickles(&encoder, filled, last_read) {
+                    if watch.trickles(&tokenizer, chunk.bytes.len(), last_read) {
                         limit = HELD_IDLE_BYTES;
                         let release = released.wait_for(|released| *released);
                         if timeout(HELD_PAUSE, release).await.is_ok() {
@@ -175,41 +202,63 @@ impl Channel {
                     }
                 }
             }
-            let end = (filled + limit).min(buffer.len());
-            let begun = Instant::now();
-            let fill = fill(&reader, &mut buffer[..end], filled, urgent)
+            let limit = limit.min(BUFFER_BYTES - chunk.bytes.len());
+            let fill = fill(&reader, &mut chunk.bytes, limit, urgent)
                 .await
                 .map_err(ChannelError::Read)?;
-            let read = Instant::now();
             let flush = match fill {
                 Fill::Bytes(bytes) => {
-                    filled += bytes;
                     last_read = bytes;
                     false
                 }
                 Fill::Quiet | Fill::End => true,
             };
-            let covered = tokio::task::block_in_place(|| encoder.chunk(&buffer[..filled], flush));
-            let hashed = read.elapsed();
+            let covered = chunk.tokenise(&mut tokenizer, flush);
             // Before the bytes wait for their turn: a stopped guest must not queue.
-            watch.look(shared, member, &encoder, shape);
+            watch.look(shared, member, &tokenizer, shape);
             if covered > 0 {
-                let bytes = &buffer[..covered];
-                let built = send_chunk(shared, &self.port, &mut encoder, bytes).await?;
-                shared.ladder.channel(read - begun, hashed + built);
-                buffer.copy_within(covered..filled, 0);
-                filled -= covered;
+                let mut next = shared.chunks.take(BUFFER_BYTES);
+                next.bytes.extend_from_slice(&chunk.bytes[covered..]);
+                chunk.bytes.truncate(covered);
+                let full = std::mem::replace(&mut chunk, next);
+                let full = InFlight {
+                    chunk: full,
+                    _place: place,
+                };
+                let _ = identified.send(identify(shared, encoder, full));
+                place = in_place(&in_flight).await?;
             }
-            if matches!(fill, Fill::End) && filled == 0 {
-                if self.main && !shape.may_end.load(Relaxed) {
-                    return Err(ChannelError::CutShort);
-                }
-                shared.queue.send(&Frame::Finish { channel: self.id });
-                shape.stream_ended.send_replace(true);
+            if matches!(fill, Fill::End) && chunk.bytes.is_empty() {
+                shared.chunks.give(chunk);
                 return Ok(());
             }
         }
     }
+}
+
+/// A chunk, and its place among those of its channel that are on their way.
+struct InFlight {
+    chunk: Chunk,
+    _place: OwnedSemaphorePermit,
+}
+
+async fn in_place(in_flight: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ChannelError> {
+    let place = in_flight.clone().acquire_owned().await;
+    place.map_err(|_| ChannelError::Session)
+}
+
+fn identify(
+    shared: &Arc<Shared>,
+    encoder: &Arc<ChannelEncoder>,
+    mut full: InFlight,
+) -> oneshot::Receiver<InFlight> {
+    let (ladder, encoder) = (shared.ladder.clone(), encoder.clone());
+    shared.workers.run(move || {
+        let begun = Instant::now();
+        encoder.identify(&mut full.chunk, ladder.scarce());
+        ladder.worked(begun.elapsed());
+        full
+    })
 }
 
 /// What a member's main stream has shown so far.
@@ -222,8 +271,8 @@ struct MainStream {
 
 impl MainStream {
     /// Reports what the last chunk has shown.
-    fn look(&mut self, shared: &Shared, member: usize, encoder: &ChannelEncoder, shape: &Shape) {
-        let progress = encoder.progress();
+    fn look(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer, shape: &Shape) {
+        let progress = tokenizer.progress();
         if progress.first_pass_done() && !self.first_pass_done {
             self.first_pass_done = true;
             shared.live.first_pass_done(member);
@@ -238,7 +287,7 @@ impl MainStream {
                 at: Instant::now(),
             });
         }
-        if self.main && encoder.is_opaque() && !self.first_pass_done && !self.unreadable {
+        if self.main && tokenizer.is_opaque() && !self.first_pass_done && !self.unreadable {
             self.unreadable = true;
             shape.may_end.store(true, Relaxed);
             shared.report(SourceEvent::Unreadable { member });
@@ -246,51 +295,62 @@ impl MainStream {
     }
 
     /// Whether a held QEMU makes nothing but empty passes now, as far as can be told.
-    fn trickles(&self, encoder: &ChannelEncoder, unread: usize, last_read: usize) -> bool {
+    fn trickles(&self, tokenizer: &Tokenizer, unread: usize, last_read: usize) -> bool {
         if self.unreadable {
             return last_read < UNREADABLE_IDLE_BYTES;
         }
-        self.first_pass_done && is_idle(encoder.progress(), unread)
+        self.first_pass_done && is_idle(tokenizer.progress(), unread)
     }
 }
 
-/// Returns how long building took.
-async fn send_chunk(
+/// Gives identified chunks their places in the session, one after the other, and has their
+/// frames built.
+async fn order_chunks(
     shared: &Arc<Shared>,
     port: &ChannelPort,
-    encoder: &mut ChannelEncoder,
-    bytes: &[u8],
-) -> Result<Duration, ChannelError> {
-    let permits = bytes.len() as u32;
-    let session_ended = |_| ChannelError::Session;
-    port.credit
-        .acquire_many(permits)
-        .await
-        .map_err(session_ended)?
-        .forget();
-    let mut backlog = shared
-        .backlog
-        .clone()
-        .acquire_many_owned(permits)
-        .await
-        .map_err(session_ended)?;
-    port.outstanding.fetch_add(bytes.len() as u64, Relaxed);
-    // From here to the fulfilled promise nothing waits and nothing fails: a place in the
-    // session's order that stays empty would end the session.
-    let begun = Instant::now();
-    tokio::task::block_in_place(|| {
+    encoder: &Arc<ChannelEncoder>,
+    mut unordered: mpsc::UnboundedReceiver<oneshot::Receiver<InFlight>>,
+) -> Result<(), ChannelError> {
+    while let Some(identified) = unordered.recv().await {
+        // A worker panicked, or the session's threads are gone.
+        let mut full = identified.await.map_err(|_| ChannelError::Session)?;
+        let bytes = full.chunk.bytes.len();
+        let permits = bytes as u32;
+        let session_ended = |_| ChannelError::Session;
+        port.credit
+            .acquire_many(permits)
+            .await
+            .map_err(session_ended)?
+            .forget();
+        let mut backlog = shared
+            .backlog
+            .clone()
+            .acquire_many_owned(permits)
+            .await
+            .map_err(session_ended)?;
+        port.outstanding.fetch_add(bytes as u64, Relaxed);
+        // From here to the fulfilled promise nothing waits and nothing fails: a place in the
+        // session's order that stays empty would end the session.
         let (ordered, promise) = {
             let mut order = shared.order();
-            (encoder.order(bytes, &mut order), shared.queue.promise())
+            let ordered = encoder.order(&mut full.chunk, &mut order);
+            (ordered, shared.queue.promise())
         };
-        let frame = encoder.build(bytes, ordered, shared.ladder.rung());
-        // The backlog is bytes on the wire: give back what encoding saved.
-        if let Some(surplus) = (permits as usize).checked_sub(frame.buffer.len()) {
-            drop(backlog.split(surplus));
-        }
-        let _ = promise.send(HeavyFrame { frame, backlog });
-    });
-    Ok(begun.elapsed())
+        let (ladder, encoder) = (shared.ladder.clone(), encoder.clone());
+        let chunks = shared.chunks.clone();
+        shared.workers.start(move || {
+            let begun = Instant::now();
+            let frame = encoder.build(&mut full.chunk, ordered, ladder.rung(), ladder.worth());
+            // The backlog is bytes on the wire: give back what encoding saved.
+            if let Some(surplus) = bytes.checked_sub(frame.buffer.len()) {
+                drop(backlog.split(surplus));
+            }
+            let _ = promise.send(HeavyFrame { frame, backlog });
+            ladder.worked(begun.elapsed());
+            chunks.give(full.chunk);
+        });
+    }
+    Ok(())
 }
 
 enum Fill {
@@ -300,28 +360,29 @@ enum Fill {
     End,
 }
 
-/// Reads into `buffer[filled..]` what is there, waiting for something to be.
+/// Appends what is there to `bytes`, at most `limit`, waiting for something to be.
 async fn fill(
     reader: &OwnedReadHalf,
-    buffer: &mut [u8],
-    filled: usize,
+    bytes: &mut Vec<u8>,
+    limit: usize,
     urgent: bool,
 ) -> io::Result<Fill> {
-    let mut read = 0;
+    let before = bytes.len();
     loop {
-        if filled + read == buffer.len() {
+        let read = bytes.len() - before;
+        if read == limit {
             return Ok(Fill::Bytes(read));
         }
-        match reader.try_read(&mut buffer[filled + read..]) {
+        match reader.try_read_buf(&mut (&mut *bytes).limit(limit - read)) {
             Ok(0) if read == 0 => return Ok(Fill::End),
             // The end is read again, on its own.
             Ok(0) => return Ok(Fill::Bytes(read)),
-            Ok(bytes) => read += bytes,
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if read >= SMALL_READ_BYTES || (urgent && read > 0) {
                     return Ok(Fill::Bytes(read));
                 }
-                let patience = match (read > 0, filled > 0) {
+                let patience = match (read > 0, before > 0) {
                     (true, _) => Some(COMPANY),
                     (false, true) => Some(QUIET),
                     (false, false) => None,

@@ -13,7 +13,7 @@ use vmgang_wire::payload::{BlockReference, Content, Costs, Encoder, PageBlocks, 
 
 use super::{DecodeError, Decoder, WindowError};
 use crate::buffers::Buffers;
-use crate::encode::frame_digest;
+use crate::frame_digest::FrameDigest;
 
 const KEY: DigestKey = DigestKey([6; 32]);
 /// Longer deltas are not worth it.
@@ -154,7 +154,7 @@ impl Source {
         decode(&Data {
             sequence: self.sequence,
             stream_len: stream.len() as u32,
-            digest: frame_digest(&KEY, &stream),
+            digest: FrameDigest::new(&KEY).of(&stream),
             compression: vmgang_wire::Compression::None,
             payload: &bytes,
         });
@@ -183,7 +183,7 @@ proptest! {
         ),
     ) {
         let mut source = Source::new(slots, size);
-        let mut decoder = Decoder::new(KEY, u64::from(slots) * PAGE_BYTES as u64, Buffers::default()).unwrap();
+        let mut decoder = Decoder::new(&KEY, u64::from(slots) * PAGE_BYTES as u64, Buffers::default()).unwrap();
         for pages in frames {
             let pages: Vec<_> = pages
                 .into_iter()
@@ -204,7 +204,7 @@ proptest! {
         flip in 1u8..=255,
     ) {
         let mut source = Source::new(64, BlockSize::B1024);
-        let mut decoder = Decoder::new(KEY, 64 * PAGE_BYTES as u64, Buffers::default()).unwrap();
+        let mut decoder = Decoder::new(&KEY, 64 * PAGE_BYTES as u64, Buffers::default()).unwrap();
         for frame in 0..3u16 {
             let pages: Vec<_> = (0..20).map(|n| (Some(n), Member(0), n as u16 * 3 + frame)).collect();
             let mut decoded = None;
@@ -227,7 +227,7 @@ proptest! {
 #[test]
 fn every_operation_is_used_and_counted() {
     let mut source = Source::new(30, BlockSize::B512);
-    let mut decoder = Decoder::new(KEY, 30 * PAGE_BYTES as u64, Buffers::default()).unwrap();
+    let mut decoder = Decoder::new(&KEY, 30 * PAGE_BYTES as u64, Buffers::default()).unwrap();
     let mut total = Costs::default();
     for frame in 0..6u64 {
         let pages: Vec<_> = (0..40)
@@ -268,7 +268,7 @@ fn decode_one(
     decoder.decode(&Data {
         sequence,
         stream_len: PAGE_BYTES as u32,
-        digest: frame_digest(&KEY, page),
+        digest: FrameDigest::new(&KEY).of(page),
         compression: vmgang_wire::Compression::None,
         payload: &bytes,
     })
@@ -276,7 +276,7 @@ fn decode_one(
 
 #[test]
 fn a_slot_may_be_its_own_base() {
-    let mut decoder = Decoder::new(KEY, PAGE_BYTES as u64, Buffers::default()).unwrap();
+    let mut decoder = Decoder::new(&KEY, PAGE_BYTES as u64, Buffers::default()).unwrap();
     let first = page(1);
     let define = Content::Define {
         slot: 0,
@@ -310,7 +310,7 @@ fn a_slot_may_be_its_own_base() {
 fn slots_that_are_empty_or_beyond_the_budget_are_errors() {
     let page = page(1);
     let mut sequence = 0..;
-    let mut decoder = Decoder::new(KEY, 2 * PAGE_BYTES as u64, Buffers::default()).unwrap();
+    let mut decoder = Decoder::new(&KEY, 2 * PAGE_BYTES as u64, Buffers::default()).unwrap();
     let mut error = |content: Content<'_>| {
         let sequence = sequence.next().unwrap();
         match decode_one(&mut decoder, sequence, content, &page) {

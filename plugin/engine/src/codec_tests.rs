@@ -4,20 +4,28 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use vmgang_dedup::{DigestKey, Member, slots_in};
+use vmgang_stream::Tokenizer;
 use vmgang_stream::synthetic::StreamBuilder;
 use vmgang_wire::payload::{Cost, Costs};
 use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES};
 
 use super::{DecodeError, Decoder};
 use crate::buffers::Buffers;
+use crate::chunk::Chunk;
 use crate::compression::{Budget, Rung};
 use crate::counters::Live;
-use crate::encode::ChannelEncoder;
-use crate::ladder::Ladder;
+use crate::encode::{ChannelEncoder, Common};
+use crate::frame_digest::FrameDigest;
+use crate::ladder::{Ladder, Worth};
 use crate::order::SessionOrder;
+use crate::pool::Pool;
 use crate::seal::Sealer;
 use crate::{Techniques, Zstd};
 
+const WORTH: Worth = Worth {
+    delta_max: 2048,
+    scarce: false,
+};
 const KEY: DigestKey = DigestKey([5; 32]);
 
 type Page = [u8; 4096];
@@ -65,7 +73,7 @@ fn data(frame: &[u8]) -> Frame<'_> {
 }
 
 fn decoder(budget: u64) -> Decoder {
-    Decoder::new(KEY, budget, Buffers::default()).unwrap()
+    Decoder::new(&KEY, budget, Buffers::default()).unwrap()
 }
 
 fn decode(decoder: &mut Decoder, frame: &[u8]) -> Result<Vec<u8>, DecodeError> {
@@ -93,36 +101,41 @@ fn encode(
     };
     let buffers = Buffers::default();
     let live = Arc::new(Live::new(streams.len()));
-    let ladder = Arc::new(Ladder::new(rung));
+    let ladder = Arc::new(Ladder::new(rung, false, 1));
     let mut sealer = Sealer::new(budget.window_log, ladder, live, buffers.clone()).unwrap();
     let mut members: Vec<_> = streams
         .iter()
         .enumerate()
         .map(|(i, stream)| {
-            let encoder = ChannelEncoder::new(
-                i as u32 + 1,
-                Member(i as u16),
-                KEY,
+            let common = Common {
+                key: KEY,
+                digest: FrameDigest::new(&KEY),
                 techniques,
-                buffers.clone(),
-            )
-            .unwrap();
-            (encoder, &stream[..], 0)
+                buffers: buffers.clone(),
+                compressors: Pool::default(),
+            };
+            let encoder = ChannelEncoder::new(i as u32 + 1, Member(i as u16), common);
+            (encoder, Tokenizer::new(), &stream[..], 0)
         })
         .collect();
     let mut frames = Vec::new();
     let mut turns = turns.iter().cycle();
-    while members.iter().any(|(_, rest, _)| !rest.is_empty()) {
-        for (i, (encoder, rest, unread)) in members.iter_mut().enumerate() {
+    while members.iter().any(|(_, _, rest, _)| !rest.is_empty()) {
+        for (i, (encoder, tokenizer, rest, unread)) in members.iter_mut().enumerate() {
             let (size, flush) = *turns.next().unwrap();
             *unread = (*unread + size).min(rest.len());
             let last = *unread == rest.len();
-            let covered = encoder.chunk(&rest[..*unread], flush || last);
+            let mut chunk = Chunk::default();
+            chunk.bytes.extend_from_slice(&rest[..*unread]);
+            let covered = chunk.tokenise(tokenizer, flush || last);
             if covered == 0 {
                 continue;
             }
-            let ordered = encoder.order(&rest[..covered], &mut order);
-            let frame = encoder.build(&rest[..covered], ordered, rung);
+            chunk.bytes.truncate(covered);
+            // Now and again as if the processor were scarce.
+            encoder.identify(&mut chunk, size.is_multiple_of(7));
+            let ordered = encoder.order(&mut chunk, &mut order);
+            let frame = encoder.build(&mut chunk, ordered, rung, WORTH);
             *rest = &rest[covered..];
             *unread -= covered;
             let costs = frame.costs;
@@ -369,4 +382,129 @@ fn a_decompression_bomb_stops_at_the_announced_length() {
         ..data
     };
     assert!(decoder.decode(&data).is_err());
+}
+
+/// Memory goes round: once warm, a chunk of pages takes none for each of them.
+#[test]
+fn a_page_takes_no_allocation_once_buffers_are_warm() {
+    let buffers = Buffers::default();
+    let common = Common {
+        key: KEY,
+        digest: FrameDigest::new(&KEY),
+        techniques: Techniques::ALL,
+        buffers: buffers.clone(),
+        compressors: Pool::default(),
+    };
+    let encoder = ChannelEncoder::new(1, Member(0), common);
+    let budget = Budget::of(64 << 20);
+    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes), &Techniques::ALL);
+    let mut decoder = decoder(64 << 20);
+    let ladder = Arc::new(Ladder::new(Rung::Frame, false, 1));
+    let live = Arc::new(Live::new(1));
+    let mut sealer = Sealer::new(None, ladder, live, buffers).unwrap();
+    let mut tokenizer = Tokenizer::new();
+    let mut chunk = Chunk::default();
+    let mut builder = StreamBuilder::new(1 << 20);
+    let pages = 60u64;
+    let mut once = |builder: &mut StreamBuilder, round: u64| {
+        let before = builder.bytes().len();
+        builder.begin_part();
+        for index in 0..pages {
+            // Like the page before it but for a few bytes, or a new one.
+            let mut page = page((index % 40) as u8);
+            page[9..17].copy_from_slice(&(round * pages + index).to_le_bytes());
+            builder.page(index * 4096, &page);
+        }
+        builder.end_ram_section();
+        let from = if round == 0 { 0 } else { before };
+        let stream = &builder.bytes()[from..];
+        let (mut encoding, mut decoding) = (0, 0);
+        chunk.bytes.clear();
+        chunk.bytes.extend_from_slice(stream);
+        let frame = {
+            let mut frame = None;
+            encoding += allocation_counter::measure(|| {
+                chunk.tokenise(&mut tokenizer, true);
+                encoder.identify(&mut chunk, false);
+                let ordered = encoder.order(&mut chunk, &mut order);
+                let built = encoder.build(&mut chunk, ordered, Rung::Frame, WORTH);
+                frame = Some(sealer.seal(built).unwrap());
+            })
+            .count_total;
+            frame.unwrap()
+        };
+        let mut out = Vec::new();
+        decoding += allocation_counter::measure(|| {
+            out = decode(&mut decoder, &frame).unwrap();
+        })
+        .count_total;
+        assert!(out == stream);
+        (encoding, decoding)
+    };
+    (0..20).for_each(|round| {
+        once(&mut builder, round);
+    });
+    let (encoding, decoding) = once(&mut builder, 20);
+    assert!(
+        encoding < pages / 4 && decoding < pages / 4,
+        "{encoding} {decoding}"
+    );
+}
+
+/// The source's copy of a slot must not outlive its content, even if that comes back: a delta to
+/// it would be one to something that the peer has not.
+#[test]
+fn a_slot_that_was_filled_without_a_copy_is_no_base() {
+    let techniques: Techniques = "uniform,page,rehash,delta".parse().unwrap();
+    let common = Common {
+        key: KEY,
+        digest: FrameDigest::new(&KEY),
+        techniques,
+        buffers: Buffers::default(),
+        compressors: Pool::default(),
+    };
+    let encoder = ChannelEncoder::new(1, Member(0), common);
+    let mut order = SessionOrder::new(1, &techniques);
+    let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
+    let live = Arc::new(Live::new(1));
+    let mut sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
+    let mut decoder = decoder(4096);
+    let mut tokenizer = Tokenizer::new();
+    let mut builder = StreamBuilder::new(1 << 20);
+    let near = |at: usize| {
+        let mut near = page(1);
+        near[at] ^= 1;
+        near
+    };
+    let contents = [[5; 4096], page(1), near(7), page(1), near(9)];
+    let mut deltas = 0;
+    for (content, remembered, scarce) in [
+        (1, true, false),
+        (2, false, false),
+        (3, false, true),
+        (4, true, false),
+    ] {
+        let from = if content == 1 {
+            0
+        } else {
+            builder.bytes().len()
+        };
+        builder.begin_part();
+        if remembered {
+            // The first record of a section names its block: where its page is is not known.
+            builder.page(9 * 4096, &contents[0]);
+        }
+        builder.page(4096, &contents[content]).end_ram_section();
+        let stream = builder.bytes()[from..].to_vec();
+        let mut chunk = Chunk::default();
+        chunk.bytes.extend_from_slice(&stream);
+        assert_eq!(chunk.tokenise(&mut tokenizer, true), stream.len());
+        encoder.identify(&mut chunk, scarce);
+        let ordered = encoder.order(&mut chunk, &mut order);
+        let built = encoder.build(&mut chunk, ordered, Rung::None, WORTH);
+        deltas += built.costs.delta.stream;
+        let frame = sealer.seal(built).unwrap();
+        assert!(decode(&mut decoder, &frame).unwrap() == stream);
+    }
+    assert_eq!(deltas, 0);
 }

@@ -20,6 +20,8 @@ const WORTH: usize = 32;
 const SKIP_MAX: u32 = 32;
 /// 128 MiB: distinct pages of similar guests still find their likes over that distance.
 const WINDOW_LOG_MAX: u32 = 27;
+/// The most that a session's zstd stream takes of its budget, besides never more than an eighth.
+pub const ZSTD_WINDOW_MAX_BYTES: u64 = 1 << WINDOW_LOG_MAX;
 /// Below 1 MiB a stream finds no more than frames of their own.
 const WINDOW_LOG_MIN: u32 = 20;
 
@@ -130,6 +132,8 @@ fn failed(code: usize) -> io::Error {
 pub(crate) struct FrameCompressor {
     context: CCtx<'static>,
     rung: Rung,
+    /// Compressed bytes go here first: it is cleared only when it grows.
+    scratch: Vec<u8>,
 }
 
 impl FrameCompressor {
@@ -138,6 +142,7 @@ impl FrameCompressor {
         Ok(Self {
             context,
             rung: Rung::None,
+            scratch: Vec::new(),
         })
     }
 
@@ -153,22 +158,27 @@ impl FrameCompressor {
             self.context.set_parameter(level).map_err(failed)?;
             self.rung = rung;
         }
-        let start = out.len();
-        out.resize(start + compress_bound(raw.len()), 0);
-        let written = self
-            .context
-            .compress2(&mut out[start..], raw)
-            .map_err(failed)?;
-        out.truncate(start + written);
+        let room = room(&mut self.scratch, compress_bound(raw.len()));
+        let written = self.context.compress2(room, raw).map_err(failed)?;
+        out.extend_from_slice(&self.scratch[..written]);
         Ok(Compression::Frame {
             raw_len: raw.len() as u32,
         })
     }
 }
 
+/// The first `bytes` of a buffer that grows as needed.
+fn room(scratch: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if scratch.len() < bytes {
+        scratch.resize(bytes, 0);
+    }
+    &mut scratch[..bytes]
+}
+
 /// The source's end of the session's stream.
 pub(crate) struct StreamCompressor {
     context: CCtx<'static>,
+    scratch: Vec<u8>,
     window_log: u32,
     /// What the stream at hand was begun with.
     rung: Option<Rung>,
@@ -179,6 +189,7 @@ impl StreamCompressor {
         let context = CCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
             context,
+            scratch: Vec::new(),
             window_log,
             rung: None,
         })
@@ -201,10 +212,9 @@ impl StreamCompressor {
             self.begin(rung)?;
             Compression::NewStream { raw_len }
         };
-        let start = out.len();
         // A flush closes the block at hand, so a few bytes on top of the bound.
-        out.resize(start + compress_bound(raw.len()) + 64, 0);
-        let mut output = OutBuffer::around(&mut out[start..]);
+        let room = room(&mut self.scratch, compress_bound(raw.len()) + 64);
+        let mut output = OutBuffer::around(room);
         let mut input = InBuffer::around(raw);
         while input.pos() < raw.len() {
             self.context
@@ -217,7 +227,7 @@ impl StreamCompressor {
             }
         }
         let written = output.pos();
-        out.truncate(start + written);
+        out.extend_from_slice(&self.scratch[..written]);
         Ok(compression)
     }
 
@@ -249,81 +259,93 @@ pub(crate) enum DecompressError {
     NoStream,
 }
 
-/// The destination's end of all of it.
-pub(crate) struct Decompressor {
-    frames: DCtx<'static>,
-    /// `None`: the budget has no room for a stream.
-    stream: Option<DCtx<'static>>,
-    begun: bool,
+/// Room for a payload of that length, and nothing in it.
+fn make_room(raw: &mut Vec<u8>, raw_len: u32) -> usize {
+    let raw_len = (raw_len as usize).min(BODY_BYTES_MAX);
+    raw.clear();
+    raw.reserve(raw_len);
+    raw_len
 }
 
-impl Decompressor {
-    pub(crate) fn new(window_log: Option<u32>) -> io::Result<Self> {
-        let create = || DCtx::try_create().ok_or(io::Error::from(io::ErrorKind::OutOfMemory));
-        let stream = match window_log {
-            None => None,
-            Some(window_log) => {
-                let mut stream = create()?;
-                // A larger window would take more memory than was agreed.
-                stream
-                    .set_parameter(DParameter::WindowLogMax(window_log))
-                    .map_err(failed)?;
-                Some(stream)
-            }
-        };
-        Ok(Self {
-            frames: create()?,
-            stream,
-            begun: false,
-        })
+/// The destination's end of frames on their own, which may be read in any order.
+pub(crate) struct FrameDecompressor(DCtx<'static>);
+
+impl FrameDecompressor {
+    pub(crate) fn new() -> io::Result<Self> {
+        let context = DCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self(context))
     }
 
     /// Replaces `raw` by the payload.
     pub(crate) fn decompress(
         &mut self,
-        compression: Compression,
+        raw_len: u32,
+        payload: &[u8],
+        raw: &mut Vec<u8>,
+    ) -> Result<(), DecompressError> {
+        let raw_len = make_room(raw, raw_len);
+        let written = self
+            .0
+            .decompress(raw, payload)
+            .map_err(|code| DecompressError::Zstd(failed(code)))?;
+        if written == raw_len {
+            Ok(())
+        } else {
+            Err(DecompressError::Length)
+        }
+    }
+}
+
+/// The destination's end of the session's stream.
+pub(crate) struct StreamDecompressor {
+    /// `None`: the budget has no room for a stream.
+    context: Option<DCtx<'static>>,
+    begun: bool,
+}
+
+impl StreamDecompressor {
+    pub(crate) fn new(window_log: Option<u32>) -> io::Result<Self> {
+        let context = match window_log {
+            None => None,
+            Some(window_log) => {
+                let mut context = DCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
+                // A larger window would take more memory than was agreed.
+                context
+                    .set_parameter(DParameter::WindowLogMax(window_log))
+                    .map_err(failed)?;
+                Some(context)
+            }
+        };
+        Ok(Self {
+            context,
+            begun: false,
+        })
+    }
+
+    /// Replaces `raw` by the next piece of the stream, or the first one of a `new` stream.
+    pub(crate) fn decompress(
+        &mut self,
+        new: bool,
+        raw_len: u32,
         payload: &[u8],
         raw: &mut Vec<u8>,
     ) -> Result<(), DecompressError> {
         let zstd = |code| DecompressError::Zstd(failed(code));
-        let (raw_len, new) = match compression {
-            Compression::None => {
-                raw.clear();
-                raw.extend_from_slice(payload);
-                return Ok(());
-            }
-            Compression::Frame { raw_len } => {
-                let raw_len = (raw_len as usize).min(BODY_BYTES_MAX);
-                raw.resize(raw_len, 0);
-                let written = self
-                    .frames
-                    .decompress(&mut raw[..], payload)
-                    .map_err(zstd)?;
-                return if written == raw_len {
-                    Ok(())
-                } else {
-                    Err(DecompressError::Length)
-                };
-            }
-            Compression::Stream { raw_len } => (raw_len, false),
-            Compression::NewStream { raw_len } => (raw_len, true),
-        };
-        let Some(stream) = &mut self.stream else {
+        let Some(context) = &mut self.context else {
             return Err(DecompressError::NoStream);
         };
         if new {
-            stream.reset(ResetDirective::SessionOnly).map_err(zstd)?;
+            context.reset(ResetDirective::SessionOnly).map_err(zstd)?;
             self.begun = true;
         } else if !self.begun {
             return Err(DecompressError::NoStream);
         }
-        let raw_len = (raw_len as usize).min(BODY_BYTES_MAX);
-        raw.resize(raw_len, 0);
+        let raw_len = make_room(raw, raw_len);
         let mut input = InBuffer::around(payload);
-        let mut output = OutBuffer::around(&mut raw[..]);
+        let mut output = OutBuffer::around(raw);
         while input.pos() < payload.len() {
             let before = (input.pos(), output.pos());
-            let hint = stream
+            let hint = context
                 .decompress_stream(&mut output, &mut input)
                 .map_err(zstd)?;
             // An end that never comes from a source, or more than the piece has room for.

@@ -40,6 +40,32 @@ fn compress(pieces: &[(Rung, Vec<u8>)], window_log: u32) -> Vec<(Compression, Ve
         .collect()
 }
 
+/// Both decompressors, as a session has them.
+struct Decompressor(FrameDecompressor, StreamDecompressor);
+
+impl Decompressor {
+    fn new(window_log: Option<u32>) -> io::Result<Self> {
+        Ok(Self(
+            FrameDecompressor::new()?,
+            StreamDecompressor::new(window_log)?,
+        ))
+    }
+
+    fn decompress(
+        &mut self,
+        compression: Compression,
+        payload: &[u8],
+        raw: &mut Vec<u8>,
+    ) -> Result<(), DecompressError> {
+        match compression {
+            Compression::None => panic!("not compressed"),
+            Compression::Frame { raw_len } => self.0.decompress(raw_len, payload, raw),
+            Compression::Stream { raw_len } => self.1.decompress(false, raw_len, payload, raw),
+            Compression::NewStream { raw_len } => self.1.decompress(true, raw_len, payload, raw),
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

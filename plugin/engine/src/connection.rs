@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES, WireError};
 
 use crate::ladder::LinkWatch;
+use crate::lanes::Load;
 use crate::seal::{Sealer, Unsealed};
 
 /// Something is sent at least this often.
@@ -29,9 +30,12 @@ pub(crate) struct HeavyFrame {
     pub backlog: OwnedSemaphorePermit,
 }
 
-enum Outgoing {
+/// What is queued.
+pub(crate) enum Outgoing {
     Frame(Vec<u8>),
     Promised(oneshot::Receiver<HeavyFrame>),
+    /// Sealed before it was queued here.
+    Sealed(SealedFrame, Load),
 }
 
 /// Where frames are queued, in the order they will be written.
@@ -52,13 +56,31 @@ pub(crate) fn frame_queue() -> (FrameQueue, QueuedFrames) {
     (FrameQueue { sender }, QueuedFrames { receiver })
 }
 
+impl QueuedFrames {
+    /// The next frame in the order; `None` when the queue was dropped.
+    pub(crate) async fn next(&mut self) -> Option<Outgoing> {
+        self.receiver.recv().await
+    }
+}
+
 impl FrameQueue {
     /// Queues a light frame. A closed queue means the session has ended, which every user
     /// of it learns in its own way.
     pub(crate) fn send(&self, frame: &Frame<'_>) {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
+        self.send_encoded(bytes);
+    }
+
+    /// Queues a light frame that is encoded already.
+    pub(crate) fn send_encoded(&self, bytes: Vec<u8>) {
         let _ = self.sender.send(Outgoing::Frame(bytes));
+    }
+
+    /// Queues a frame that was sealed, for a writer that seals none. The load is dropped when it is
+    /// written.
+    pub(crate) fn send_sealed(&self, frame: SealedFrame, load: Load) {
+        let _ = self.sender.send(Outgoing::Sealed(frame, load));
     }
 
     /// Reserves the next place in the order for a frame that is still being built.
@@ -91,6 +113,69 @@ pub(crate) struct HeavySide {
     pub sealer: Sealer,
     pub watch: LinkWatch,
     pub cap: BandwidthCap,
+    /// When the cap allows the next frame.
+    free_at: Instant,
+}
+
+impl HeavySide {
+    pub(crate) fn new(sealer: Sealer, watch: LinkWatch, cap: BandwidthCap) -> Self {
+        Self {
+            sealer,
+            watch,
+            cap,
+            free_at: Instant::now(),
+        }
+    }
+}
+
+/// A heavy frame as it is sent. It holds its share of the backlog until it is dropped.
+pub(crate) struct SealedFrame {
+    pub bytes: Vec<u8>,
+    waited: Duration,
+    sealing: Duration,
+    sealed: Instant,
+    _backlog: OwnedSemaphorePermit,
+}
+
+impl HeavySide {
+    /// Seals the next frame of the session as soon as it is there and the cap allows it. `begun`
+    /// is when waiting for it began.
+    pub(crate) async fn seal(
+        &mut self,
+        begun: Instant,
+        promised: oneshot::Receiver<HeavyFrame>,
+    ) -> io::Result<SealedFrame> {
+        // Its place in the order cannot be filled by anything else.
+        let lost = |_| io::Error::other("a frame of this session was lost");
+        let HeavyFrame { frame, mut backlog } = promised.await.map_err(lost)?;
+        let ready = Instant::now();
+        let bytes = working(|| self.sealer.seal(frame))?;
+        // The backlog is bytes on the wire: give back what the stream has saved.
+        if let Some(surplus) = backlog.num_permits().checked_sub(bytes.len()) {
+            drop(backlog.split(surplus));
+        }
+        let sealed = Instant::now();
+        // Not with a time that has come: the timer rounds up to a millisecond.
+        if self.free_at > sealed {
+            sleep_until(self.free_at).await;
+        }
+        self.free_at = self.free_at.max(Instant::now()) + self.cap.time_for(bytes.len());
+        Ok(SealedFrame {
+            bytes,
+            waited: ready - begun,
+            sealing: sealed - ready,
+            sealed,
+            _backlog: backlog,
+        })
+    }
+
+    /// Takes note that a frame found its way.
+    pub(crate) fn left(&mut self, frame: &SealedFrame) {
+        let ladder = self.sealer.ladder();
+        let written = frame.sealed.elapsed();
+        self.watch
+            .frame(ladder, frame.waited, frame.sealing, written);
+    }
 }
 
 /// Writes queued frames until the queue is dropped (returns `Ok`) or something breaks.
@@ -99,7 +184,6 @@ pub(crate) async fn write_frames(
     mut queue: QueuedFrames,
     mut heavy: Option<HeavySide>,
 ) -> io::Result<()> {
-    let mut free_at = Instant::now();
     loop {
         let begun = Instant::now();
         let next = match queue.receiver.try_recv() {
@@ -118,32 +202,20 @@ pub(crate) async fn write_frames(
                 }
             }
         };
-        match next {
-            Outgoing::Frame(bytes) => writer.write_all(&bytes).await?,
-            Outgoing::Promised(promised) => {
-                let (Ok(frame), Some(side)) = (promised.await, &mut heavy) else {
-                    // Its place in the order cannot be filled by anything else.
-                    return Err(io::Error::other("a frame of this session was lost"));
-                };
-                let HeavyFrame { frame, mut backlog } = frame;
-                let ready = Instant::now();
-                let bytes = working(|| side.sealer.seal(frame))?;
-                // The backlog is bytes on the wire: give back what the stream has saved.
-                if let Some(surplus) = backlog.num_permits().checked_sub(bytes.len()) {
-                    drop(backlog.split(surplus));
-                }
-                let sealed = Instant::now();
-                // Not with a time that has come: the timer rounds up to a millisecond.
-                if free_at > sealed {
-                    sleep_until(free_at).await;
-                }
-                free_at = free_at.max(Instant::now()) + side.cap.time_for(bytes.len());
-                writer.write_all(&bytes).await?;
-                drop(backlog);
-                side.sealer.written(bytes);
-                let (waited, sealing) = (ready - begun, sealed - ready);
-                let ladder = side.sealer.ladder();
-                side.watch.frame(ladder, waited, sealing, sealed.elapsed());
+        match (next, &mut heavy) {
+            (Outgoing::Frame(bytes), _) => writer.write_all(&bytes).await?,
+            (Outgoing::Promised(promised), Some(side)) => {
+                let frame = side.seal(begun, promised).await?;
+                writer.write_all(&frame.bytes).await?;
+                side.left(&frame);
+                side.sealer.written(frame.bytes);
+            }
+            (Outgoing::Promised(_), None) => {
+                return Err(io::Error::other("a frame has nobody here to seal it"));
+            }
+            (Outgoing::Sealed(frame, load), _) => {
+                writer.write_all(&frame.bytes).await?;
+                load.written(frame);
             }
         }
     }
@@ -172,26 +244,45 @@ pub(crate) enum ReadError {
     Wire(#[from] WireError),
 }
 
-/// Reads frames, into one buffer that grows to the largest allowed body at most.
+/// Bytes that are read from a connection at once for small frames. Large bodies are read past
+/// them.
+pub(crate) const READ_BYTES: usize = 32 * 1024;
+
+/// Reads frames, each into a buffer that grows to the largest allowed body at most.
 pub(crate) struct FrameReader<R> {
-    reader: R,
+    reader: BufReader<R>,
     body: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(reader: R) -> Self {
         Self {
-            reader,
+            reader: BufReader::with_capacity(READ_BYTES, reader),
             body: Vec::new(),
         }
     }
 
     /// The next frame. Not cancel-safe: drop the reader with the future.
     pub(crate) async fn next(&mut self) -> Result<Frame<'_>, ReadError> {
-        let header = timeout(SILENCE_MAX, self.fill())
+        let header = self.read().await?;
+        Ok(self.frame(&header)?)
+    }
+
+    /// The header of the next frame, and its body into this reader. Not cancel-safe.
+    pub(crate) async fn read(&mut self) -> Result<FrameHeader, ReadError> {
+        timeout(SILENCE_MAX, self.fill())
             .await
-            .map_err(|_| ReadError::Silent)??;
-        Ok(Frame::decode(&header, &self.body)?)
+            .map_err(|_| ReadError::Silent)?
+    }
+
+    /// The frame that was read last.
+    pub(crate) fn frame(&self, header: &FrameHeader) -> Result<Frame<'_>, WireError> {
+        Frame::decode(header, &self.body)
+    }
+
+    /// Takes the body that was read last, and leaves a buffer for the next one.
+    pub(crate) fn swap_body(&mut self, empty: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.body, empty)
     }
 
     async fn fill(&mut self) -> Result<FrameHeader, ReadError> {
@@ -199,12 +290,15 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.reader.read_exact(&mut header).await.map_err(closed)?;
         let header = FrameHeader::decode(&header)?;
         // The length was checked against the kind's maximum.
+        let len = header.body_len as usize;
         self.body.clear();
-        self.body.resize(header.body_len as usize, 0);
-        self.reader
-            .read_exact(&mut self.body)
-            .await
-            .map_err(closed)?;
+        self.body.reserve(len);
+        let mut rest = (&mut self.reader).take(len as u64);
+        while self.body.len() < len {
+            if rest.read_buf(&mut self.body).await.map_err(closed)? == 0 {
+                return Err(ReadError::Closed);
+            }
+        }
         Ok(header)
     }
 }
@@ -228,11 +322,11 @@ mod tests {
     use vmgang_wire::payload::Costs;
 
     fn heavy(cap: BandwidthCap) -> Option<HeavySide> {
-        let ladder = Arc::new(Ladder::new(Rung::None));
+        let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
         let live = Arc::new(Live::new(1));
         let sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
         let watch = LinkWatch::new(Rung::None, Rung::None);
-        Some(HeavySide { sealer, watch, cap })
+        Some(HeavySide::new(sealer, watch, cap))
     }
 
     fn frame(len: usize) -> Unsealed {

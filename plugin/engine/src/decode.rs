@@ -1,18 +1,22 @@
 //! The destination half of a session: DATA frames in, verified stream bytes out.
 //!
-//! Owns: the page window, obeying the source's defines in session order.
+//! Owns: the page window, obeying the source's defines in session order, and the three steps of
+//! a frame: [`Piece::unpack`] in any order, [`Decoder::rebuild`] in session order,
+//! [`Unverified::verify`] in any order.
 //! Must not: do I/O, or hand out a byte that has not been verified. Everything a peer says
 //! is bounded before memory is taken for it.
 
 use vmgang_dedup::delta::{self, DeltaError};
 use vmgang_dedup::{DigestKey, PAGE_BYTES, Page, PageWindow, Slot, WindowError, slots_in};
 use vmgang_stream::rebuild;
+#[cfg(test)]
+use vmgang_wire::Data;
 use vmgang_wire::payload::{Block, Content, Operation, Operations, PageBlocks, Place};
-use vmgang_wire::{Compression, Data, WireError};
+use vmgang_wire::{Compression, Frame, FrameHeader, WireError};
 
 use crate::buffers::Buffers;
-use crate::compression::{Budget, DecompressError, Decompressor};
-use crate::encode::frame_digest;
+use crate::compression::{Budget, DecompressError, FrameDecompressor, StreamDecompressor};
+use crate::frame_digest::FrameDigest;
 
 /// Why a frame cannot be turned back into stream bytes. Each ends the session: the two
 /// windows could differ from here on.
@@ -30,16 +34,109 @@ pub(crate) enum DecodeError {
     Compression(#[from] DecompressError),
     #[error("a frame says it stands for {announced} stream bytes and does not")]
     StreamLength { announced: u32 },
+    #[error("the destination cannot set up decompression: {0}")]
+    Memory(std::io::Error),
+    #[error("a frame came to its turn before it was unpacked")]
+    Packed,
     #[error("the digest of the rebuilt stream does not match; nothing of it was delivered")]
     Digest,
 }
 
+/// A DATA frame that owns its bytes.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    sequence: u64,
+    stream_len: u32,
+    digest: [u8; 16],
+    compression: Compression,
+    /// The payload is its end.
+    bytes: Vec<u8>,
+    payload_at: usize,
+}
+
+impl Piece {
+    /// Reads the frame with that header. Also returns its channel.
+    pub(crate) fn read(header: &FrameHeader, body: Vec<u8>) -> Result<(u32, Piece), WireError> {
+        let Frame::Data { channel, data } = Frame::decode(header, &body)? else {
+            return Err(WireError::Value("kind"));
+        };
+        let piece = Piece {
+            sequence: data.sequence,
+            stream_len: data.stream_len,
+            digest: data.digest,
+            compression: data.compression,
+            payload_at: body.len() - data.payload.len(),
+            bytes: body,
+        };
+        Ok((channel, piece))
+    }
+
+    /// Stream bytes it says it stands for.
+    pub(crate) fn stream_len(&self) -> u32 {
+        self.stream_len
+    }
+
+    /// Bytes of memory it takes at most until its stream bytes are delivered.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let raw_len = match self.compression {
+            Compression::Frame { raw_len } => raw_len as usize,
+            // A piece of the stream is unpacked into the decoder's own buffer.
+            _ => 0,
+        };
+        self.bytes.len() + raw_len + self.stream_len as usize
+    }
+
+    /// Decompresses a payload that is compressed on its own; leaves any other as it is.
+    pub(crate) fn unpack(
+        &mut self,
+        frames: &mut FrameDecompressor,
+        buffers: &Buffers,
+    ) -> Result<(), DecodeError> {
+        if let Compression::Frame { raw_len } = self.compression {
+            let mut raw = buffers.take();
+            frames.decompress(raw_len, self.payload(), &mut raw)?;
+            buffers.give(std::mem::replace(&mut self.bytes, raw));
+            self.payload_at = 0;
+            self.compression = Compression::None;
+        }
+        Ok(())
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.bytes.get(self.payload_at..).unwrap_or(&[])
+    }
+
+    /// The buffer, to be used again.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// Stream bytes that nobody may see before their digest was compared.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Unverified {
+    bytes: Vec<u8>,
+    digest: [u8; 16],
+    compare: FrameDigest,
+}
+
+impl Unverified {
+    /// The bytes, if they are those that QEMU wrote.
+    pub(crate) fn verify(self) -> Result<Vec<u8>, DecodeError> {
+        if self.compare.of(&self.bytes) != self.digest {
+            return Err(DecodeError::Digest);
+        }
+        Ok(self.bytes)
+    }
+}
+
 /// Decodes the DATA frames of one session.
 pub(crate) struct Decoder {
-    key: DigestKey,
+    digest: FrameDigest,
     window: PageWindow,
     next_sequence: u64,
-    decompressor: Decompressor,
+    stream: StreamDecompressor,
     raw: Vec<u8>,
     buffers: Buffers,
 }
@@ -47,40 +144,48 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// A decoder that keeps at most `window_budget_bytes`.
     pub(crate) fn new(
-        key: DigestKey,
+        key: &DigestKey,
         window_budget_bytes: u64,
         buffers: Buffers,
     ) -> std::io::Result<Self> {
         let budget = Budget::of(window_budget_bytes);
         Ok(Self {
-            key,
+            digest: FrameDigest::new(key),
             window: PageWindow::new(slots_in(budget.page_window_bytes)),
             next_sequence: 0,
-            decompressor: Decompressor::new(budget.window_log)?,
+            stream: StreamDecompressor::new(budget.window_log)?,
             raw: Vec::new(),
             buffers,
         })
     }
 
-    /// Rebuilds the stream bytes of a frame.
-    pub(crate) fn decode(&mut self, data: &Data<'_>) -> Result<Vec<u8>, DecodeError> {
-        if data.sequence != self.next_sequence {
+    /// Rebuilds the stream bytes of the session's next frame, which is unpacked.
+    pub(crate) fn rebuild(&mut self, piece: &Piece) -> Result<Unverified, DecodeError> {
+        if piece.sequence != self.next_sequence {
             return Err(DecodeError::Sequence {
                 expected: self.next_sequence,
-                got: data.sequence,
+                got: piece.sequence,
             });
         }
         self.next_sequence += 1;
-        let payload = if data.compression == Compression::None {
-            data.payload
-        } else {
-            self.decompressor
-                .decompress(data.compression, data.payload, &mut self.raw)?;
-            &self.raw
+        let (new, raw_len) = match piece.compression {
+            Compression::None => return self.apply(piece, piece.payload()),
+            Compression::Stream { raw_len } => (false, raw_len),
+            Compression::NewStream { raw_len } => (true, raw_len),
+            Compression::Frame { .. } => return Err(DecodeError::Packed),
         };
-        let announced = data.stream_len as usize;
+        let mut raw = std::mem::take(&mut self.raw);
+        self.stream
+            .decompress(new, raw_len, piece.payload(), &mut raw)?;
+        let rebuilt = self.apply(piece, &raw);
+        self.raw = raw;
+        rebuilt
+    }
+
+    fn apply(&mut self, piece: &Piece, payload: &[u8]) -> Result<Unverified, DecodeError> {
+        let announced = piece.stream_len as usize;
         let wrong_length = DecodeError::StreamLength {
-            announced: data.stream_len,
+            announced: piece.stream_len,
         };
         let mut out = self.buffers.take();
         out.reserve(announced);
@@ -94,10 +199,27 @@ impl Decoder {
         if out.len() != announced {
             return Err(wrong_length);
         }
-        if frame_digest(&self.key, &out) != data.digest {
-            return Err(DecodeError::Digest);
-        }
-        Ok(out)
+        Ok(Unverified {
+            bytes: out,
+            digest: piece.digest,
+            compare: self.digest.clone(),
+        })
+    }
+
+    /// All steps of a frame at once.
+    #[cfg(test)]
+    pub(crate) fn decode(&mut self, data: &Data<'_>) -> Result<Vec<u8>, DecodeError> {
+        let mut piece = Piece {
+            sequence: data.sequence,
+            stream_len: data.stream_len,
+            digest: data.digest,
+            compression: data.compression,
+            bytes: data.payload.to_vec(),
+            payload_at: 0,
+        };
+        let mut frames = FrameDecompressor::new().expect("memory for a context");
+        piece.unpack(&mut frames, &self.buffers)?;
+        self.rebuild(&piece)?.verify()
     }
 }
 

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +21,10 @@ use vmgang_wire::{Frame, Hello, RefuseCode, WireError};
 
 use crate::connection::{FrameReader, ReadError};
 use crate::destination_session;
+use crate::join::Grants;
 use crate::peer::{self, PeerName};
 use crate::tls::{Transport, certificate_names};
-use crate::{MemberOutcome, Offer, SocketOwner};
+use crate::{MemberOutcome, Offer, SocketOwner, Workers};
 
 /// A peer that has not said who it is after so long is hung up on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +38,8 @@ pub struct Admission {
     pub window_budget_bytes: u64,
     /// The user QEMU runs as on this host.
     pub socket_owner: SocketOwner,
+    /// TCP connections that its session may have at most.
+    pub connections: NonZeroUsize,
 }
 
 /// The host that jobs arrive at. Calls may block; they run on threads of their own.
@@ -57,7 +61,9 @@ pub struct Listener {
 struct Service {
     transport: Transport,
     runtime_dir: PathBuf,
+    workers: Workers,
     host: Arc<dyn DestinationHost>,
+    grants: Grants,
 }
 
 impl Listener {
@@ -78,13 +84,16 @@ impl Listener {
         self,
         transport: Transport,
         runtime_dir: PathBuf,
+        workers: Workers,
         host: Arc<dyn DestinationHost>,
         shutdown: impl Future<Output = ()>,
     ) {
         let service = Arc::new(Service {
             transport,
             runtime_dir,
+            workers,
             host,
+            grants: Grants::default(),
         });
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut sessions = JoinSet::new();
@@ -134,6 +143,7 @@ impl Service {
             Transport::Plain => self.handshake(stream, name, handshake).await,
             Transport::Tls(identity) => {
                 let acceptor = tokio_rustls::TlsAcceptor::from(identity.server.clone());
+                let stream = peer::read_ahead(stream);
                 let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
                     .await
                     .map_err(|_| "no TLS handshake".to_owned())?
@@ -155,12 +165,22 @@ impl Service {
         handshake: OwnedSemaphorePermit,
     ) -> Result<(), String> {
         let (reader, mut writer) = tokio::io::split(stream);
-        let mut reader = FrameReader::new(tokio::io::BufReader::with_capacity(64 * 1024, reader));
+        let mut reader = FrameReader::new(reader);
         let hello = match timeout(HANDSHAKE_TIMEOUT, reader.next()).await {
             Err(_) => return Err("no handshake".to_owned()),
             Ok(Ok(Frame::Hello(hello))) => hello,
+            Ok(Ok(Frame::Join(join))) => {
+                drop(handshake);
+                return match self.grants.join(&join, &name.certificate_names) {
+                    Ok(joined) => joined.serve(reader, writer).await,
+                    Err(reason) => {
+                        refuse(&mut writer, RefuseCode::Offer, reason).await;
+                        Err(format!("refused to join job {}: {reason}", join.job))
+                    }
+                };
+            }
             Ok(Ok(_)) => {
-                let reason = "the first frame is not a HELLO";
+                let reason = "the first frame is neither HELLO nor JOIN";
                 refuse(&mut writer, RefuseCode::Protocol, reason).await;
                 return Err(reason.to_owned());
             }
@@ -176,6 +196,7 @@ impl Service {
             Ok(Err(error)) => return Err(error.to_string()),
         };
         drop(handshake);
+        let certificate_names = name.certificate_names.clone();
         match self.admit(&hello, name).await {
             Ok(admission) => {
                 let session = destination_session::Job {
@@ -183,6 +204,9 @@ impl Service {
                     admission,
                     host: self.host.clone(),
                     runtime_dir: self.runtime_dir.clone(),
+                    workers: self.workers.clone(),
+                    grants: self.grants.clone(),
+                    certificate_names,
                 };
                 destination_session::run(session, reader, writer).await
             }

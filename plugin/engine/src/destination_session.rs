@@ -1,40 +1,40 @@
 //! The destination half of a session: one admitted job arriving.
 //!
-//! Owns: the window (through the decoder), the connections to the destination QEMUs, and
-//! their flow control. Must not: let one slow QEMU stop the reader: what waits for it is
-//! bounded by the credit it was granted.
+//! Owns: the decoding pipeline, the channels and their flow control.
+//! Must not: let one slow QEMU stop the reader: what waits for it is bounded by the credit it was
+//! granted.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use vmgang_dedup::DigestKey;
-use vmgang_wire::{Direction, Frame, Hello, RETURN_CREDIT_BYTES, RefuseCode, Welcome};
+use vmgang_wire::{
+    CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, Frame, FrameHeader, Hello, Kind,
+    MoreConnections, RETURN_CREDIT_BYTES, RefuseCode, Welcome,
+};
 
 use crate::buffers::Buffers;
 use crate::connection::{FrameQueue, FrameReader, ReadError, frame_queue, write_frames};
-use crate::decode::Decoder;
+use crate::decode::Piece;
+use crate::decode_pipeline::DecodePipeline;
+use crate::delivery::{Pump, StreamEvent, connect};
 use crate::destination::{Admission, DestinationHost};
-use crate::encode::frame_digest;
+use crate::frame_digest::FrameDigest;
+use crate::join::{FurtherConnections, Grants, JOIN_TIMEOUT};
 use crate::offer::{Offer, SocketOwner};
 use crate::runtime_dir::{JobDir, Side};
+use crate::workers::Workers;
 
 /// Stream bytes a channel may have under way: enough for a fast link, and little enough
 /// that QEMU's own estimate of the link stays honest.
 const CHANNEL_CREDIT_BYTES: u32 = 8 * 1024 * 1024;
-/// Delivered bytes are credited back in steps of at least this, or when nothing waits.
-const CREDIT_STEP_BYTES: u32 = 512 * 1024;
 /// How often a source may ask how a member ended: each costs a call of libvirt.
 const OUTCOME_REQUESTS_MAX: u8 = 4;
-/// Most return path bytes in one frame.
-const RETURN_BYTES: usize = 64 * 1024;
 
 /// An admitted job.
 pub(crate) struct Job {
@@ -42,6 +42,10 @@ pub(crate) struct Job {
     pub admission: Admission,
     pub host: Arc<dyn DestinationHost>,
     pub runtime_dir: PathBuf,
+    pub workers: Workers,
+    /// Where its further connections come in.
+    pub grants: Grants,
+    pub certificate_names: Vec<String>,
 }
 
 struct SessionEnded {
@@ -68,29 +72,33 @@ pub(crate) async fn run(
     let (queue, queued) = frame_queue();
     let mut writing = JoinSet::new();
     writing.spawn(write_frames(writer, queued, None));
-    let result = match Session::start(&job, queue.clone()) {
-        Ok(mut session) => {
-            queue.send(&Frame::Welcome(Welcome {
-                features: 0,
-                window_budget_bytes: job.admission.window_budget_bytes,
-                channel_credit_bytes: CHANNEL_CREDIT_BYTES,
-            }));
+    let (failures, mut failed) = mpsc::unbounded_channel();
+    // The further connections are kept to the end: it must not come before the reason for it.
+    let (result, _further) = match Session::start(&job, queue.clone(), &failures) {
+        Ok((mut session, welcome)) => {
+            queue.send(&Frame::Welcome(welcome));
             tracing::info!(
                 job = %job.hello.job, gang = %job.hello.gang, source = %job.hello.source_host,
                 members = job.hello.members.len(), "gang is arriving"
             );
-            let result = tokio::select! {
+            let mut result = tokio::select! {
+                biased;
+                Some(failure) = failed.recv() => Err(failure),
                 result = session.receive(&mut reader) => result,
                 written = writing.join_next() => Err(match written {
                     Some(Ok(Err(error))) => format!("writing to the source failed: {error}"),
                     _ => "writing to the source ended".to_owned(),
                 }),
             };
+            if let (Ok(()), Ok(failure)) = (&result, failed.try_recv()) {
+                result = Err(failure);
+            }
             // Hangs up on every QEMU that is still connected: libvirt cleans up there.
             session.tasks.shutdown().await;
-            result
+            session.pipeline.close().await;
+            (result, session.further)
         }
-        Err(error) => Err(error),
+        Err(error) => (Err(error), FurtherConnections::default()),
     };
     if let Err(text) = &result {
         queue.send(&Frame::Refuse {
@@ -105,11 +113,6 @@ pub(crate) async fn run(
     result
 }
 
-enum StreamEvent {
-    Bytes(Vec<u8>),
-    Finish,
-}
-
 struct Channel {
     stream: mpsc::UnboundedSender<StreamEvent>,
     /// Stream bytes received and not yet credited back.
@@ -121,9 +124,10 @@ struct Channel {
 
 struct Session<'a> {
     job: &'a Job,
-    key: DigestKey,
+    digest: FrameDigest,
     queue: FrameQueue,
-    decoder: Decoder,
+    pipeline: DecodePipeline,
+    further: FurtherConnections,
     buffers: Buffers,
     sockets: JobDir,
     owners: Vec<SocketOwner>,
@@ -135,7 +139,12 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn start(job: &'a Job, queue: FrameQueue) -> Result<Self, String> {
+    /// Also returns what the source is granted.
+    fn start(
+        job: &'a Job,
+        queue: FrameQueue,
+        failures: &mpsc::UnboundedSender<String>,
+    ) -> Result<(Self, Welcome), String> {
         let key = DigestKey(job.hello.integrity_key);
         let owners: Vec<_> = Offer::from_hello(&job.hello)
             .members
@@ -151,13 +160,16 @@ impl<'a> Session<'a> {
         })?;
         let buffers = Buffers::default();
         let budget = job.admission.window_budget_bytes;
-        let decoder = Decoder::new(key.clone(), budget, buffers.clone())
-            .map_err(|error| format!("the destination cannot set up decompression: {error}"))?;
-        Ok(Self {
+        let workers = job.workers.clone();
+        let pipeline =
+            DecodePipeline::new(&key, budget, workers, buffers.clone(), failures.clone())
+                .map_err(|error| format!("the destination cannot set up decompression: {error}"))?;
+        let mut session = Self {
             job,
-            key,
+            digest: FrameDigest::new(&key),
             queue,
-            decoder,
+            pipeline,
+            further: FurtherConnections::default(),
             buffers,
             sockets,
             outcome_requests: vec![0; owners.len()],
@@ -165,7 +177,42 @@ impl<'a> Session<'a> {
             channels: HashMap::new(),
             last_channel: 0,
             tasks: JoinSet::new(),
-        })
+        };
+        let welcome = Welcome {
+            window_budget_bytes: budget,
+            channel_credit_bytes: CHANNEL_CREDIT_BYTES,
+            more_connections: session.grant_connections(failures),
+        };
+        Ok((session, welcome))
+    }
+
+    /// Lets the source open further connections, if both sides want that.
+    fn grant_connections(
+        &mut self,
+        failures: &mpsc::UnboundedSender<String>,
+    ) -> Option<MoreConnections> {
+        let Job {
+            hello, admission, ..
+        } = self.job;
+        let connections = u8::try_from(admission.connections.get())
+            .map_or(CONNECTIONS_MAX, |n| n.min(CONNECTIONS_MAX));
+        if hello.features & FEATURE_CONNECTIONS == 0 || connections < 2 {
+            return None;
+        }
+        let (granted, more, further) = self.job.grants.grant(
+            hello.job,
+            &self.job.certificate_names,
+            connections,
+            &self.buffers,
+            failures,
+        );
+        self.further = further;
+        // Ends with the session, if that is sooner.
+        self.tasks.spawn(async move {
+            tokio::time::sleep(JOIN_TIMEOUT).await;
+            drop(granted);
+        });
+        Some(more)
     }
 
     async fn receive(
@@ -174,15 +221,48 @@ impl<'a> Session<'a> {
     ) -> Result<(), String> {
         loop {
             while self.tasks.try_join_next().is_some() {}
-            match reader.next().await {
-                Ok(Frame::Goodbye) => return Ok(()),
-                Ok(frame) => self.handle(frame).await?,
+            let header = match reader.read().await {
+                Ok(header) => header,
                 Err(ReadError::Closed) => {
                     return Err("the source hung up in the middle of the job".to_owned());
                 }
                 Err(error) => return Err(error.to_string()),
+            };
+            if header.kind == Kind::Data {
+                let body = reader.swap_body(self.buffers.take());
+                self.data(&header, body).await?;
+                continue;
+            }
+            match reader.frame(&header).map_err(|error| error.to_string())? {
+                Frame::Goodbye => {
+                    self.pipeline.drained().await;
+                    return Ok(());
+                }
+                Frame::Elsewhere { connection } => {
+                    let (header, body) = self.further.next(connection).await?;
+                    self.data(&header, body).await?;
+                }
+                frame => self.handle(frame).await?,
             }
         }
+    }
+
+    async fn data(&mut self, header: &FrameHeader, body: Vec<u8>) -> Result<(), String> {
+        let (channel, piece) = Piece::read(header, body).map_err(|error| error.to_string())?;
+        let Some(open) = self.channels.get(&channel).filter(|open| !open.finished) else {
+            return Err(format!(
+                "the source sent data for channel {channel}, not open"
+            ));
+        };
+        let stream_len = u64::from(piece.stream_len());
+        let outstanding = open.outstanding.fetch_add(stream_len, Relaxed);
+        if outstanding + stream_len > u64::from(CHANNEL_CREDIT_BYTES) {
+            return Err("the source sent more than it was granted".to_owned());
+        }
+        // Also for a channel whose QEMU is gone: the windows must stay equal.
+        let promised = self.pipeline.decode(piece).await;
+        let _ = open.stream.send(StreamEvent::Bytes(promised));
+        Ok(())
     }
 
     async fn handle(&mut self, frame: Frame<'_>) -> Result<(), String> {
@@ -195,24 +275,6 @@ impl<'a> Session<'a> {
                 }
                 self.last_channel = channel;
                 self.open(channel, usize::from(member)).await;
-            }
-            Frame::Data { channel, data } => {
-                let Some(open) = self.channels.get(&channel).filter(|open| !open.finished) else {
-                    return Err(format!(
-                        "the source sent data for channel {channel}, not open"
-                    ));
-                };
-                let outstanding = open
-                    .outstanding
-                    .fetch_add(u64::from(data.stream_len), Relaxed);
-                if outstanding + u64::from(data.stream_len) > u64::from(CHANNEL_CREDIT_BYTES) {
-                    return Err("the source sent more than it was granted".to_owned());
-                }
-                // Also for a channel whose QEMU is gone: the windows must stay equal.
-                let decoder = &mut self.decoder;
-                let bytes = tokio::task::block_in_place(|| decoder.decode(&data))
-                    .map_err(|error| error.to_string())?;
-                let _ = open.stream.send(StreamEvent::Bytes(bytes));
             }
             Frame::Credit {
                 channel,
@@ -268,10 +330,13 @@ impl<'a> Session<'a> {
             Frame::Refuse { text, .. } => return Err(text),
             Frame::Hello(_)
             | Frame::Welcome(_)
+            | Frame::Data { .. }
             | Frame::Return { .. }
             | Frame::Credit { .. }
             | Frame::Outcome { .. }
-            | Frame::Goodbye => {
+            | Frame::Goodbye
+            | Frame::Join(_)
+            | Frame::Elsewhere { .. } => {
                 return Err("the source sent a frame that has no place here".to_owned());
             }
         }
@@ -293,7 +358,7 @@ impl<'a> Session<'a> {
             Ok(connection) => {
                 let pump = Pump {
                     channel,
-                    key: self.key.clone(),
+                    digest: self.digest.clone(),
                     queue: self.queue.clone(),
                     buffers: self.buffers.clone(),
                     outstanding: open.outstanding.clone(),
@@ -308,99 +373,5 @@ impl<'a> Session<'a> {
             }),
         }
         self.channels.insert(channel, open);
-    }
-}
-
-/// Connects to what listens there, if it is a socket of that user. The directory is QEMU's:
-/// a guest that has broken out could put a link to another socket into it.
-async fn connect(socket: &Path, owner: SocketOwner) -> std::io::Result<UnixStream> {
-    if !std::fs::symlink_metadata(socket)?.file_type().is_socket() {
-        return Err(std::io::Error::other(
-            "there is something else in its place",
-        ));
-    }
-    let connection = UnixStream::connect(socket).await?;
-    match connection.peer_cred()?.uid() {
-        uid if uid == owner.uid || uid == 0 => Ok(connection),
-        uid => Err(std::io::Error::other(format!(
-            "user {uid} listens in its place"
-        ))),
-    }
-}
-
-/// Moves bytes between one channel and its QEMU.
-struct Pump {
-    channel: u32,
-    key: DigestKey,
-    queue: FrameQueue,
-    buffers: Buffers,
-    outstanding: Arc<AtomicU64>,
-    return_credit: Arc<Semaphore>,
-    return_outstanding: Arc<AtomicU64>,
-}
-
-impl Pump {
-    async fn run(self, connection: UnixStream, events: mpsc::UnboundedReceiver<StreamEvent>) {
-        let (reader, writer) = connection.into_split();
-        let result = tokio::try_join!(self.write_stream(events, writer), self.read_return(reader));
-        if let Err(error) = result {
-            self.queue.send(&Frame::Reset {
-                channel: self.channel,
-                text: format!("the destination QEMU hung up: {error}"),
-            });
-        }
-    }
-
-    async fn write_stream(
-        &self,
-        mut events: mpsc::UnboundedReceiver<StreamEvent>,
-        mut writer: OwnedWriteHalf,
-    ) -> std::io::Result<()> {
-        let mut delivered = 0u32;
-        while let Some(event) = events.recv().await {
-            match event {
-                StreamEvent::Bytes(bytes) => {
-                    writer.write_all(&bytes).await?;
-                    delivered += bytes.len() as u32;
-                    self.buffers.give(bytes);
-                    if delivered >= CREDIT_STEP_BYTES || events.is_empty() {
-                        self.outstanding.fetch_sub(u64::from(delivered), Relaxed);
-                        self.queue.send(&Frame::Credit {
-                            channel: self.channel,
-                            direction: Direction::Stream,
-                            bytes: delivered,
-                        });
-                        delivered = 0;
-                    }
-                }
-                StreamEvent::Finish => return writer.shutdown().await,
-            }
-        }
-        Err(std::io::Error::other("the source gave up"))
-    }
-
-    async fn read_return(&self, mut reader: OwnedReadHalf) -> std::io::Result<()> {
-        let mut buffer = vec![0; RETURN_BYTES];
-        loop {
-            let bytes = match reader.read(&mut buffer).await? {
-                0 => break,
-                len => &buffer[..len],
-            };
-            match self.return_credit.acquire_many(bytes.len() as u32).await {
-                Ok(permit) => permit.forget(),
-                Err(_) => break,
-            }
-            self.return_outstanding
-                .fetch_add(bytes.len() as u64, Relaxed);
-            self.queue.send(&Frame::Return {
-                channel: self.channel,
-                digest: frame_digest(&self.key, bytes),
-                bytes,
-            });
-        }
-        self.queue.send(&Frame::Finish {
-            channel: self.channel,
-        });
-        Ok(())
     }
 }

@@ -1,50 +1,25 @@
-//! The source half of a channel: stream bytes in, encoded DATA frames out.
+//! From identified chunks to DATA frames: the chunk's place in the session, and the choice
+//! between a page in full, its delta and its blocks.
 //!
-//! Owns: one channel's tokenizer, what it hashes, and the choice between a page in full, its
-//! delta and its blocks.
-//! Must not: do I/O or wait.
+//! Must not: do I/O or wait. Ordering is serial, in the order of the stream; building is not.
 
-use vmgang_dedup::{
-    BlockHasher, BlockMatches, DigestKey, HashSimilarityDetector, Member, PageDigest, Slot, delta,
-    uniform_byte,
-};
-use vmgang_stream::{PAGE_BYTES, Page, Progress, Token, Tokenizer};
-use vmgang_wire::payload::{BlockReference, Content, Encoder, PageBlocks, Place};
-use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES, STREAM_BYTES_MAX};
+use std::sync::{Mutex, PoisonError};
+
+use vmgang_dedup::{BlockMatches, DigestKey, Member, PAGE_BYTES, Page, Slot, delta};
+use vmgang_wire::payload::{BlockReference, Content, PageBlocks, Place};
+use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES};
 
 use crate::Techniques;
 use crate::buffers::Buffers;
+use crate::chunk::{Chunk, Piece};
 use crate::compression::{FrameCompressor, Patience, Rung};
 use crate::counters::{GROUP_CROSS_VM, GROUP_INTRA_VM};
-use crate::order::{Bases, Identity, Judgement, SessionOrder};
+use crate::frame_digest::FrameDigest;
+use crate::identify::Identifier;
+use crate::ladder::Worth;
+use crate::order::{Bases, Judgement, SessionOrder};
+use crate::pool::Pool;
 use crate::seal::Unsealed;
-use crate::trial::Trial;
-
-/// A delta longer than this is no better than a page that zstd has been over.
-const DELTA_LIMIT: usize = PAGE_BYTES / 2;
-
-/// One piece of the chunk at hand, by position instead of by reference so that the list
-/// can be reused.
-#[derive(Debug, Clone, Copy)]
-enum Piece {
-    Opaque {
-        start: usize,
-        len: usize,
-    },
-    Zero {
-        address: u64,
-        fill: u8,
-    },
-    Uniform {
-        place: Place,
-        fill: u8,
-    },
-    Page {
-        start: usize,
-        place: Place,
-        identity: Option<Identity>,
-    },
-}
 
 /// A frame that has its place in the session but is not built yet.
 #[derive(Debug)]
@@ -53,180 +28,145 @@ pub(crate) struct Ordered {
     sequence: u64,
 }
 
-/// Which techniques pay for this stream.
-#[derive(Debug, Default)]
-struct Trials {
-    similar: Trial,
-    sub_page: Trial,
+/// What the encoders of a session share.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub key: DigestKey,
+    pub digest: FrameDigest,
+    pub techniques: Techniques,
+    pub buffers: Buffers,
+    /// zstd contexts for payloads, as many as are at work at once.
+    pub compressors: Pool<FrameCompressor>,
 }
 
-/// Encodes one channel. For each chunk: [`chunk`](Self::chunk), then
+/// Encodes one channel. For each chunk: [`identify`](Self::identify), then
 /// [`order`](Self::order) under the session's lock, then [`build`](Self::build).
 pub(crate) struct ChannelEncoder {
     channel: u32,
     member: Member,
-    key: DigestKey,
-    techniques: Techniques,
-    tokenizer: Tokenizer,
-    pieces: Vec<Piece>,
-    judgements: Vec<Judgement>,
-    bases: Bases,
-    delta: Vec<u8>,
-    detector: Option<HashSimilarityDetector>,
-    hasher: Option<BlockHasher>,
-    trials: Trials,
-    payload: Encoder,
-    buffers: Buffers,
-    zstd: FrameCompressor,
-    patience: Patience,
+    common: Common,
+    identifier: Identifier,
+    patience: Mutex<Patience>,
 }
 
 impl ChannelEncoder {
-    pub(crate) fn new(
-        channel: u32,
-        member: Member,
-        key: DigestKey,
-        techniques: Techniques,
-        buffers: Buffers,
-    ) -> std::io::Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(channel: u32, member: Member, common: Common) -> Self {
+        Self {
             channel,
             member,
-            key: key.clone(),
-            techniques,
-            tokenizer: Tokenizer::new(),
-            pieces: Vec::new(),
-            judgements: Vec::new(),
-            bases: Bases::default(),
-            delta: Vec::new(),
-            detector: techniques
-                .similar
-                .map(|parameters| HashSimilarityDetector::new(&key, parameters)),
-            hasher: techniques.sub_page.map(|size| BlockHasher::new(&key, size)),
-            trials: Trials::default(),
-            payload: Encoder::default(),
-            buffers,
-            zstd: FrameCompressor::new()?,
-            patience: Patience::default(),
-        })
+            identifier: Identifier::new(common.key.clone(), common.techniques),
+            common,
+            patience: Mutex::default(),
+        }
     }
 
-    pub(crate) fn progress(&self) -> &Progress {
-        self.tokenizer.progress()
+    /// The first step, for chunks side by side.
+    pub(crate) fn identify(&self, chunk: &mut Chunk, scarce: bool) {
+        self.identifier.identify(chunk, scarce);
     }
 
-    /// Nothing of this stream is understood, now or any more.
-    pub(crate) fn is_opaque(&self) -> bool {
-        self.tokenizer.is_opaque()
-    }
-
-    /// Tokenises and hashes what is unread of the stream; returns how many bytes the next
-    /// frame covers, 0 if more are needed first. `flush`: cover all of it.
-    pub(crate) fn chunk(&mut self, unread: &[u8], flush: bool) -> usize {
-        let unread = &unread[..unread.len().min(STREAM_BYTES_MAX)];
-        let hashes = self.techniques.page
-            && (self.techniques.rehash || !self.tokenizer.progress().first_pass_done());
-        let Self {
-            key,
-            techniques,
-            tokenizer,
+    /// Takes the chunk's place in the session: from here on the frame must be sent.
+    pub(crate) fn order(&self, chunk: &mut Chunk, session: &mut SessionOrder) -> Ordered {
+        let Chunk {
+            bytes,
             pieces,
-            detector,
-            hasher,
-            trials,
+            identities,
+            judgements,
+            bases,
+            near,
             ..
-        } = self;
-        pieces.clear();
-        let mut at = 0;
-        let mut page = |place: Place, body: &Page, start: usize| {
-            if techniques.uniform
-                && let Some(fill) = uniform_byte(body)
-            {
-                return Piece::Uniform { place, fill };
-            }
-            let identity = hashes.then(|| Identity {
-                digest: PageDigest::of(key, body),
-                signatures: match detector {
-                    Some(detector) if trials.similar.on() => Some(detector.signatures(body)),
-                    _ => None,
-                },
-                blocks: match hasher {
-                    Some(hasher) if trials.sub_page.on() => Some(hasher.hashes(body)),
-                    _ => None,
-                },
-            });
-            Piece::Page {
-                start,
-                place,
-                identity,
-            }
-        };
-        tokenizer.push(unread, flush, |token| {
-            let end = at + token.stream_len();
-            let piece = match token {
-                Token::Opaque(bytes) => Piece::Opaque {
-                    start: at,
-                    len: bytes.len(),
-                },
-                Token::Zero { address, fill } => Piece::Zero { address, fill },
-                Token::Page { address, body } => {
-                    page(Place::Record { address }, body, end - PAGE_BYTES)
-                }
-                Token::Body(body) => page(Place::Body, body, end - PAGE_BYTES),
-            };
-            pieces.push(piece);
-            at = end;
-        })
-    }
-
-    /// Takes the chunk's place in the session: from here on the frame must be sent. `bytes` are
-    /// those that [`chunk`](Self::chunk) said it covers.
-    pub(crate) fn order(&mut self, bytes: &[u8], session: &mut SessionOrder) -> Ordered {
-        self.judgements.clear();
-        self.bases.clear();
-        for piece in &self.pieces {
+        } = chunk;
+        judgements.clear();
+        bases.clear();
+        let mut unjudged = identities.iter();
+        for piece in pieces.iter() {
             if let Piece::Page {
                 start,
                 place,
-                identity: Some(identity),
+                known: true,
             } = piece
+                && let Some(identity) = unjudged.next()
             {
                 let number = match place {
                     Place::Record { address } => Some(address / PAGE_BYTES as u64),
                     Place::Body => None,
                 };
-                let page = page_at(bytes, *start);
-                let bases = &mut self.bases;
-                let judgement = session.judge(self.member, number, identity, page, bases);
-                self.judgements.push(judgement);
+                let page = Chunk::page(bytes, *start);
+                let judgement = session.judge(self.member, number, identity, page, *near, bases);
+                judgements.push(judgement);
             }
+        }
+        if !identities.is_empty() {
+            let earned = session.take_earned(self.member);
+            let mut trials = self.identifier.trials();
+            trials.page.count(identities.len() as u32, earned);
         }
         Ordered {
             sequence: session.next_sequence(),
         }
     }
 
-    /// Builds the frame of the chunk, compressed if `rung` is for frames on their own: `bytes`
-    /// are those that [`chunk`](Self::chunk) said it covers.
-    pub(crate) fn build(&mut self, bytes: &[u8], ordered: Ordered, rung: Rung) -> Unsealed {
-        self.payload.clear();
-        let mut judgements = self.judgements.iter();
-        for piece in &self.pieces {
+    /// Builds the frame of the chunk, compressed if `rung` is for frames on their own.
+    pub(crate) fn build(
+        &self,
+        chunk: &mut Chunk,
+        ordered: Ordered,
+        rung: Rung,
+        worth: Worth,
+    ) -> Unsealed {
+        self.encode(chunk, worth);
+        let literal_bytes = chunk.payload.literal_bytes() as u64;
+        let mut buffer = self.common.buffers.take();
+        buffer.resize(DATA_OVERHEAD_BYTES, 0);
+        let costs = chunk.payload.finish(&mut buffer);
+        let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
+        let compression = self.compress(&mut buffer, rung);
+        Unsealed {
+            channel: self.channel,
+            member: usize::from(self.member.0),
+            sequence: ordered.sequence,
+            stream_len: chunk.bytes.len() as u32,
+            digest: self.common.digest.of(&chunk.bytes),
+            buffer,
+            compression,
+            costs,
+            literal_bytes,
+            raw_len,
+        }
+    }
+
+    fn encode(&self, chunk: &mut Chunk, worth: Worth) {
+        let Chunk {
+            bytes,
+            pieces,
+            identities,
+            judgements,
+            bases,
+            delta,
+            payload,
+            sought,
+            ..
+        } = chunk;
+        payload.clear();
+        let mut judged = identities.iter().zip(judgements.iter());
+        // Pages that were looked for, and those that were found.
+        let (mut near, mut sub_page) = ((0, 0), (0, 0));
+        for piece in pieces.iter() {
             match *piece {
-                Piece::Opaque { start, len } => self.payload.opaque(&bytes[start..start + len]),
-                Piece::Zero { address, fill } => self.payload.zero(address, fill),
-                Piece::Uniform { place, fill } => {
-                    self.payload.page(place, Content::Uniform { fill });
-                }
+                Piece::Opaque { start, len } => payload.opaque(&bytes[start..start + len]),
+                Piece::Zeros {
+                    address,
+                    fill,
+                    count,
+                } => payload.zeros(address, fill, count),
+                Piece::Uniform { place, fill } => payload.page(place, Content::Uniform { fill }),
                 Piece::Page {
                     start,
                     place,
-                    identity,
+                    known,
                 } => {
-                    let page = page_at(bytes, start);
-                    let judgement = identity
-                        .as_ref()
-                        .and_then(|identity| Some((identity, judgements.next()?)));
+                    let page = Chunk::page(bytes, start);
+                    let judgement = if known { judged.next() } else { None };
                     let content = match judgement {
                         Some((_, Judgement::Reference { slot, first_sender })) => {
                             Content::Reference {
@@ -242,86 +182,84 @@ impl ChannelEncoder {
                             identity,
                             Judgement::Define {
                                 slot,
-                                bases,
+                                bases: of,
                                 blocks,
                             },
                         )) => {
-                            let base = shortest(&self.bases, *bases, page, &mut self.delta);
+                            let base = shortest(bases, *of, page, worth.delta_max, delta);
                             let content = define(
-                                &self.techniques,
+                                &self.common.techniques,
                                 *slot,
-                                base.map(|base| (base, &self.delta[..])),
+                                base.map(|base| (base, &delta[..])),
                                 blocks,
                                 page,
                             );
-                            self.trials.count(identity, &content);
+                            if *sought {
+                                near.0 += 1;
+                                near.1 += u32::from(!matches!(content, Content::Define { .. }));
+                            }
+                            if identity.blocks.is_some() {
+                                sub_page.0 += 1;
+                                sub_page.1 += u32::from(matches!(content, Content::Blocks { .. }));
+                            }
                             content
                         }
                         Some((_, Judgement::Send)) | None => Content::Literal(page),
                     };
-                    self.payload.page(place, content);
+                    payload.page(place, content);
                 }
             }
         }
-        let literal_bytes = self.payload.literal_bytes() as u64;
-        let mut buffer = self.buffers.take();
-        buffer.resize(DATA_OVERHEAD_BYTES, 0);
-        let costs = self.payload.finish(&mut buffer);
-        let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
-        let compression = self.compress(&mut buffer, rung);
-        Unsealed {
-            channel: self.channel,
-            member: usize::from(self.member.0),
-            sequence: ordered.sequence,
-            stream_len: bytes.len() as u32,
-            digest: frame_digest(&self.key, bytes),
-            buffer,
-            compression,
-            costs,
-            literal_bytes,
-            raw_len,
+        if near.0 + sub_page.0 > 0 {
+            let mut trials = self.identifier.trials();
+            trials.near.count(near.0, near.1, worth.scarce);
+            trials.sub_page.count(sub_page.0, sub_page.1, worth.scarce);
         }
     }
 
     /// Compresses the payload in `buffer` if that makes it shorter.
-    fn compress(&mut self, buffer: &mut Vec<u8>, rung: Rung) -> Compression {
+    fn compress(&self, buffer: &mut Vec<u8>, rung: Rung) -> Compression {
         let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
-        if !rung.frames() || !self.patience.tries(raw_len) {
+        let patience = || self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rung.frames() || !patience().tries(raw_len) {
             return Compression::None;
         }
-        let mut out = self.buffers.take();
+        let mut out = self.common.buffers.take();
         out.resize(DATA_OVERHEAD_BYTES, 0);
         let raw = buffer.get(DATA_OVERHEAD_BYTES..).unwrap_or(&[]);
-        let compressed = self.zstd.compress(rung, raw, &mut out);
+        let zstd = self.common.compressors.take();
+        let zstd = zstd.map_or_else(FrameCompressor::new, Ok);
+        let compressed = zstd.and_then(|mut zstd| {
+            let compression = zstd.compress(rung, raw, &mut out)?;
+            self.common.compressors.give(zstd);
+            Ok(compression)
+        });
         let len = out.len() - DATA_OVERHEAD_BYTES;
         match compressed {
             Ok(compression) if len < raw_len => {
-                self.patience.learn(raw_len, len);
-                self.buffers.give(std::mem::replace(buffer, out));
+                patience().learn(raw_len, len);
+                self.common.buffers.give(std::mem::replace(buffer, out));
                 compression
             }
             // Also what zstd fails at goes as it is.
             _ => {
-                self.patience.learn(raw_len, raw_len);
-                self.buffers.give(out);
+                patience().learn(raw_len, raw_len);
+                self.common.buffers.give(out);
                 Compression::None
             }
         }
     }
 }
 
-/// The page of a piece.
-fn page_at(bytes: &[u8], start: usize) -> &Page {
-    let Some(page) = bytes[start..].first_chunk() else {
-        unreachable!("a page piece lies inside its chunk");
-    };
-    page
-}
-
 /// Leaves the shortest delta in `delta`, and says to which base; `None` if all are too long.
-fn shortest(bases: &Bases, of: (usize, usize), page: &Page, delta: &mut Vec<u8>) -> Option<Slot> {
+fn shortest(
+    bases: &Bases,
+    of: (usize, usize),
+    page: &Page,
+    mut limit: usize,
+    delta: &mut Vec<u8>,
+) -> Option<Slot> {
     let mut found = None;
-    let mut limit = DELTA_LIMIT;
     delta.clear();
     for (slot, base) in bases.of(of) {
         let before = delta.len();
@@ -371,25 +309,4 @@ fn define<'a>(
         },
         (None, None) => Content::Define { slot: slot.0, page },
     }
-}
-
-impl Trials {
-    /// A page that the peer did not have whole was sent like this.
-    fn count(&mut self, identity: &Identity, content: &Content<'_>) {
-        if identity.signatures.is_some() {
-            self.similar.count(matches!(content, Content::Delta { .. }));
-        }
-        if identity.blocks.is_some() {
-            self.sub_page
-                .count(matches!(content, Content::Blocks { .. }));
-        }
-    }
-}
-
-/// The digest that a frame carries of its stream bytes.
-pub(crate) fn frame_digest(key: &DigestKey, bytes: &[u8]) -> [u8; 16] {
-    let hash = blake3::keyed_hash(&key.0, bytes);
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&hash.as_bytes()[..16]);
-    digest
 }

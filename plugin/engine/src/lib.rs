@@ -10,26 +10,37 @@
 
 mod buffers;
 mod channel_source;
+mod chunk;
 mod compression;
 mod connection;
 mod counters;
 mod decode;
+mod decode_pipeline;
+mod delivery;
 pub mod destination;
 mod destination_session;
 mod encode;
+mod frame_digest;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gate;
+mod identify;
+mod join;
 mod ladder;
+mod lanes;
 mod offer;
 mod order;
 mod peer;
+mod pool;
 mod runtime_dir;
 mod seal;
 pub mod source;
 mod technique;
 pub mod tls;
 mod trial;
+mod workers;
 
-pub use compression::Rung;
+pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};
 pub use offer::{MemberOffer, MemberOutcome, Offer, SocketOwner};
@@ -39,3 +50,8 @@ pub use source::{SourceError, SourceEvent, SourceOptions, SourceSession};
 pub use technique::{Techniques, Zstd};
 pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport};
 pub use vmgang_wire::MEMBERS_MAX;
+
+/// Most TCP connections of one session.
+pub const CONNECTIONS_MAX: usize = vmgang_wire::CONNECTIONS_MAX as usize;
+
+pub use workers::Workers;

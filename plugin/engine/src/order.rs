@@ -81,6 +81,8 @@ struct Near {
 pub(crate) struct SessionOrder {
     map: DedupMap,
     near: Near,
+    /// By member: references made to its pages, and by its pages, since it last asked.
+    earned: Vec<u32>,
     next_sequence: u64,
 }
 
@@ -104,6 +106,7 @@ impl SessionOrder {
         Self {
             map: DedupMap::new(window_slots),
             near,
+            earned: Vec::new(),
             next_sequence: 0,
         }
     }
@@ -115,27 +118,54 @@ impl SessionOrder {
         sequence
     }
 
-    /// Judges the next page of the session; `page_number` is where the member has it.
+    /// How many references were made by or to this member's pages since the last call.
+    pub(crate) fn take_earned(&mut self, member: Member) -> u32 {
+        let index = usize::from(member.0);
+        if index >= self.earned.len() {
+            self.earned.resize(index + 1, 0);
+        }
+        std::mem::take(&mut self.earned[index])
+    }
+
+    /// Judges the next page of the session; `page_number` is where the member has it. `keep`:
+    /// look for bases, and remember this page as one.
     pub(crate) fn judge(
         &mut self,
         member: Member,
         page_number: Option<u64>,
         identity: &Identity,
         page: &Page,
+        keep: bool,
         bases: &mut Bases,
     ) -> Judgement {
-        let Self { map, near, .. } = self;
+        let Self {
+            map, near, earned, ..
+        } = self;
         if let Some(Verdict::Reference { slot, first_sender }) = map.refer(&identity.digest) {
-            near.record(map, member, page_number, slot);
+            for of in [Some(member), Some(first_sender).filter(|of| *of != member)] {
+                if let Some(earned) = of.and_then(|of| earned.get_mut(usize::from(of.0))) {
+                    *earned += 1;
+                }
+            }
+            if keep {
+                near.record(map, member, page_number, slot);
+            }
             return Judgement::Reference { slot, first_sender };
         }
         let first = bases.slots.len();
-        let blocks = near.find(map, member, page_number, identity, page, bases);
+        let blocks = match keep {
+            true => near.find(map, member, page_number, identity, page, bases),
+            false => BlockMatches::default(),
+        };
         let count = bases.slots.len() - first;
         match map.admit(identity.digest, member) {
             Verdict::Define { slot } => {
-                near.define(map, slot, identity, page);
-                near.record(map, member, page_number, slot);
+                if keep {
+                    near.define(map, slot, identity, page);
+                    near.record(map, member, page_number, slot);
+                } else if let Some(window) = &mut near.window {
+                    window.forget(slot);
+                }
                 Judgement::Define {
                     slot,
                     bases: (first, count),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 
 /// The port vmgangd listens on.
@@ -83,7 +83,7 @@ pub struct PeerName {
 
 /// Unsent bytes the kernel may hold for us. More would only delay the frames of a guest
 /// that has just been stopped, and hide from QEMU how fast the link really is.
-const UNSENT_BYTES_MAX: u32 = 256 * 1024;
+pub(crate) const UNSENT_BYTES_MAX: u32 = 256 * 1024;
 /// A peer that acknowledges nothing for so long is gone.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -94,6 +94,14 @@ pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(())
+}
+
+/// Bytes that TLS gets from the socket at once. By itself it asks for 4 KiB each time.
+const TLS_READ_BYTES: usize = 64 * 1024;
+
+/// What TLS is put on.
+pub(crate) fn read_ahead<S: AsyncRead>(stream: S) -> BufReader<S> {
+    BufReader::with_capacity(TLS_READ_BYTES, stream)
 }
 
 /// A stream that counts the bytes of both directions.

@@ -83,6 +83,8 @@ impl Sealer {
                     .give(std::mem::replace(&mut frame.buffer, sealed));
             }
         }
+        let len = frame.buffer.len() - DATA_OVERHEAD_BYTES;
+        self.ladder.shrunk(frame.raw_len, len);
         let data = Data {
             sequence: frame.sequence,
             stream_len: frame.stream_len,

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -21,31 +22,36 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use vmgang_dedup::{DigestKey, slots_in};
 use vmgang_wire::{
-    CHANNELS_MAX, Direction, Frame, MEMBERS_MAX, RETURN_CREDIT_BYTES, RefuseCode, STREAM_BYTES_MAX,
-    Welcome, WireError,
+    CHANNELS_MAX, Direction, FEATURE_CONNECTIONS, Frame, MEMBERS_MAX, RETURN_CREDIT_BYTES,
+    RefuseCode, STREAM_BYTES_MAX, Welcome, WireError,
 };
 
 use crate::buffers::Buffers;
 use crate::channel_source::{Channel, ChannelPort, ReturnEvent};
+use crate::chunk::Chunks;
 use crate::compression::{Budget, Rung};
 use crate::connection::{
     BandwidthCap, FrameQueue, FrameReader, HeavySide, ReadError, frame_queue, write_frames,
 };
 use crate::counters::Live;
-use crate::encode::frame_digest;
-use crate::gate::Gate;
+use crate::encode::Common;
+use crate::frame_digest::FrameDigest;
+use crate::gate::{CHUNK_BYTES, Gate};
 use crate::ladder::{Ladder, LinkWatch};
+use crate::lanes::{Lanes, open_further, watch_further, why};
 use crate::order::SessionOrder;
 use crate::peer::{self, Counted};
+use crate::pool::Pool;
 use crate::runtime_dir::{JobDir, Side};
 use crate::seal::Sealer;
 use crate::{
-    MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport, Zstd,
+    MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport,
+    Workers, Zstd,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The destination asks its libvirt before it answers.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
 /// the last pass of a stopped guest queue behind everybody else's.
@@ -62,7 +68,11 @@ pub struct SourceOptions {
     /// The user of each member's QEMU on this host, in the order of the offer's members.
     pub socket_owners: Vec<SocketOwner>,
     pub techniques: Techniques,
+    /// What hashes, builds and compresses.
+    pub workers: Workers,
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// TCP connections at most; the peer may grant fewer.
+    pub connections: NonZeroUsize,
     /// Withhold every member's SWITCHOVER_ACK until released.
     pub hold: bool,
 }
@@ -124,11 +134,11 @@ pub enum SourceEvent {
 
 /// What the tasks of a session share.
 pub(crate) struct Shared {
-    pub(crate) key: DigestKey,
-    pub(crate) techniques: Techniques,
+    pub(crate) common: Common,
+    pub(crate) chunks: Chunks,
+    pub(crate) workers: Workers,
     pub(crate) live: Arc<Live>,
     pub(crate) ladder: Arc<Ladder>,
-    pub(crate) buffers: Buffers,
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: FrameQueue,
     pub(crate) backlog: Arc<Semaphore>,
@@ -205,7 +215,7 @@ impl std::fmt::Debug for SourceSession {
     }
 }
 
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 impl SourceSession {
@@ -221,9 +231,14 @@ impl SourceSession {
         let connection = open(&options, &live).await?;
         let key = session_key();
         let (reader, mut writer) = tokio::io::split(connection);
-        let mut reader = FrameReader::new(tokio::io::BufReader::with_capacity(64 * 1024, reader));
+        let mut reader = FrameReader::new(reader);
+        let several = options.connections.get() > 1;
+        let mut offer = options.offer.to_hello(key.0);
+        if several {
+            offer.features |= FEATURE_CONNECTIONS;
+        }
         let mut hello = Vec::new();
-        Frame::Hello(options.offer.to_hello(key.0)).encode(&mut hello);
+        Frame::Hello(offer).encode(&mut hello);
         let unreachable = |error| SourceError::Unreachable {
             peer: options.peer.clone(),
             error,
@@ -241,13 +256,19 @@ impl SourceSession {
         })??;
         if welcome.window_budget_bytes > options.offer.window_budget_bytes
             || (welcome.channel_credit_bytes as usize) < STREAM_BYTES_MAX
+            || (welcome.more_connections.is_some() && !several)
         {
             return Err(SourceError::Protocol {
                 peer: options.peer,
                 reason: "it grants what was not offered".to_owned(),
             });
         }
+        let further = match &welcome.more_connections {
+            Some(more) => open_further(&options, &live, more).await?,
+            None => Vec::new(),
+        };
 
+        let workers = options.workers.threads();
         let budget = Budget::of(welcome.window_budget_bytes);
         let (rung, lowest, highest) = match options.techniques.zstd {
             Zstd::Off => (Rung::None, Rung::None, Rung::None),
@@ -258,22 +279,24 @@ impl SourceSession {
             Some(_) => rung,
             None => Sealer::rung_without_stream(rung),
         };
-        let ladder = Arc::new(Ladder::new(possible(rung)));
+        let ladder = Arc::new(Ladder::new(
+            possible(rung),
+            options.techniques.zstd == Zstd::Adaptive,
+            workers,
+        ));
         let buffers = Buffers::default();
         let cap = BandwidthCap::default();
         cap.set(options.bandwidth_bytes_per_s);
         let (queue, queued) = frame_queue();
-        let heavy = HeavySide {
-            sealer: Sealer::new(
-                budget.window_log,
-                ladder.clone(),
-                live.clone(),
-                buffers.clone(),
-            )
-            .map_err(SourceError::Compression)?,
-            watch: LinkWatch::new(possible(lowest), possible(highest)),
-            cap: cap.clone(),
-        };
+        let sealer = Sealer::new(
+            budget.window_log,
+            ladder.clone(),
+            live.clone(),
+            buffers.clone(),
+        )
+        .map_err(SourceError::Compression)?;
+        let watch = LinkWatch::new(possible(lowest), possible(highest));
+        let heavy = HeavySide::new(sealer, watch, cap.clone());
 
         let sockets = JobDir::create(
             &options.runtime_dir,
@@ -286,19 +309,37 @@ impl SourceSession {
             error,
         })?;
         let sockets = Arc::new(sockets);
-        // It ends with the session task.
-        let mut writing = tokio::spawn(write_frames(writer, queued, Some(heavy)));
-        let abort_writer = AbortOnDrop(writing.abort_handle());
+        // They end with the session task, and the session with the first of them that ends.
+        let mut ends = JoinSet::new();
+        if further.is_empty() {
+            ends.spawn(async move { why(write_frames(writer, queued, Some(heavy)).await) });
+        } else {
+            let mut lanes = Lanes::new(buffers.clone());
+            lanes.add(writer, &mut ends);
+            for (reader, writer) in further {
+                lanes.add(writer, &mut ends);
+                ends.spawn(watch_further(reader));
+            }
+            ends.spawn(async move { why(lanes.spread(queued, heavy).await) });
+        }
         let (events, events_receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
-            key,
-            techniques: options.techniques,
+            common: Common {
+                digest: FrameDigest::new(&key),
+                key,
+                techniques: options.techniques,
+                buffers,
+                compressors: Pool::default(),
+            },
+            chunks: Chunks::default(),
+            workers: options.workers,
             live,
             ladder,
-            buffers,
             gate: Arc::new(Gate::new(members, options.hold)),
             queue,
-            backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
+            backlog: Arc::new(Semaphore::new(
+                BACKLOG_BYTES.max((workers + 2) * CHUNK_BYTES),
+            )),
             order: Mutex::new(SessionOrder::new(
                 slots_in(budget.page_window_bytes),
                 &options.techniques,
@@ -321,13 +362,8 @@ impl SourceSession {
         }
         let session = shared.clone();
         let task = tokio::spawn(async move {
-            let _abort_writer = abort_writer;
             let error = tokio::select! {
-                written = &mut writing => match written {
-                    Ok(Ok(())) => "this side closed the connection".to_owned(),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(error) => error.to_string(),
-                },
+                Some(ended) = ends.join_next() => ended.unwrap_or_else(|error| error.to_string()),
                 error = receive(&session, &mut reader) => error,
             };
             // Closes every channel and listener: QEMU goes on at the source.
@@ -412,7 +448,10 @@ fn session_key() -> DigestKey {
     DigestKey(key)
 }
 
-async fn open(options: &SourceOptions, live: &Live) -> Result<Box<dyn Connection>, SourceError> {
+pub(crate) async fn open(
+    options: &SourceOptions,
+    live: &Live,
+) -> Result<Box<dyn Connection>, SourceError> {
     let peer = &options.peer;
     let unreachable = |error| SourceError::Unreachable {
         peer: peer.clone(),
@@ -435,6 +474,7 @@ async fn open(options: &SourceOptions, live: &Live) -> Result<Box<dyn Connection
     let name = ServerName::try_from(peer.host.clone())
         .map_err(|_| tls_error(format!("`{}` is not a host name", peer.host)))?;
     let connector = tokio_rustls::TlsConnector::from(identity.client.clone());
+    let stream = peer::read_ahead(stream);
     let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
         .await
         .map_err(|_| tls_error("no answer to the TLS handshake".to_owned()))?
@@ -579,7 +619,7 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
             digest,
             bytes,
         } => {
-            if frame_digest(&shared.key, bytes) != digest {
+            if shared.common.digest.of(bytes) != digest {
                 return Err("the digest of a return path does not match".to_owned());
             }
             if let Some(port) = port(channel) {
@@ -614,7 +654,11 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
         | Frame::Data { .. }
         | Frame::Credit { .. }
         | Frame::OutcomeRequest { .. }
-        | Frame::Goodbye => return Err("the peer sent a frame that only a source sends".to_owned()),
+        | Frame::Goodbye
+        | Frame::Join(_)
+        | Frame::Elsewhere { .. } => {
+            return Err("the peer sent a frame that only a source sends".to_owned());
+        }
     }
     Ok(())
 }

@@ -53,6 +53,13 @@ pub struct Techniques {
 }
 
 impl Techniques {
+    /// What paid on real guests, at every link rate (`docs/decisions/0010`): similar pages and
+    /// blocks are left to those who have measured that their guests have them.
+    pub const DEFAULT: Self = Self {
+        similar: None,
+        sub_page: None,
+        ..Self::ALL
+    };
     /// Everything there is.
     pub const ALL: Self = Self {
         uniform: true,
@@ -84,7 +91,7 @@ impl Techniques {
 
 impl Default for Techniques {
     fn default() -> Self {
-        Self::ALL
+        Self::DEFAULT
     }
 }
 
@@ -92,7 +99,7 @@ impl Default for Techniques {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TechniqueError {
     #[error(
-        "unknown technique `{0}`; known are uniform, page, rehash, delta, similar (or similar=K:S:C), sub-page (or sub-page=512, 1024 or 2048), zstd (adaptive) or one of zstd-quick, zstd-frame, zstd-long, zstd-hard; or all, or none"
+        "unknown technique `{0}`; known are uniform, page, rehash, delta, similar (or similar=K:S:C), sub-page (or sub-page=512, 1024 or 2048), zstd (adaptive) or one of zstd-quick, zstd-frame, zstd-long, zstd-hard; or default, all, or none"
     )]
     Unknown(String),
     #[error("technique `{0}` needs `page` beside it")]
@@ -102,9 +109,10 @@ pub enum TechniqueError {
 impl FromStr for Techniques {
     type Err = TechniqueError;
 
-    /// `all`, `none`, or a comma list.
+    /// `default`, `all`, `none`, or a comma list.
     fn from_str(list: &str) -> Result<Self, Self::Err> {
         match list.trim() {
+            "default" => return Ok(Self::DEFAULT),
             "all" => return Ok(Self::ALL),
             "none" => return Ok(Self::NONE),
             _ => {}
@@ -211,6 +219,11 @@ mod tests {
             assert_eq!(text.parse::<Techniques>().unwrap().to_string(), text);
         }
         assert_eq!("all".parse(), Ok(Techniques::ALL));
+        assert_eq!("default".parse(), Ok(Techniques::default()));
+        assert_eq!(
+            "uniform,page,rehash,delta,zstd".parse(),
+            Ok(Techniques::DEFAULT)
+        );
         assert!("page,magic".parse::<Techniques>().is_err());
         let all = Techniques::ALL.to_string();
         assert_eq!(all.parse(), Ok(Techniques::ALL));

@@ -3,47 +3,113 @@
 //!
 //! Must not: know what the technique is, or a clock; it counts pages.
 
-/// Pages that are tried before a verdict.
-const TRIED: u32 = 1024;
 /// A technique pays if it serves one page in so many.
 const WORTH: u32 = 100;
+/// Where the processor is scarce.
+const WORTH_SCARCE: u32 = 4;
+
+/// Pages that are tried before a verdict.
+const TRIED: u32 = 1024;
 /// Pages that are left out after the first bad verdict; twice as many after each next one.
 const LEFT_OUT_MIN: u32 = 4096;
 const LEFT_OUT_MAX: u32 = 1 << 17;
 
-/// One technique on one stream.
+/// One technique that is of use for the very pages it is tried on.
 #[derive(Debug, Default)]
 pub(crate) struct Trial {
     tried: u32,
     served: u32,
     left_out: u32,
     pause: u32,
+    /// The processor was scarce at the last verdict.
+    scarce: bool,
 }
 
 impl Trial {
-    /// Whether the technique is to be used for the next page.
-    pub(crate) fn on(&mut self) -> bool {
-        if self.left_out > 0 {
-            self.left_out -= 1;
-            return false;
+    /// Whether the technique is to be used for the next pages.
+    pub(crate) fn on(&mut self, pages: u32, scarce: bool) -> bool {
+        if self.scarce && !scarce {
+            // What was too little then may be enough now.
+            *self = Self::default();
         }
-        true
+        let on = self.left_out == 0;
+        self.left_out = self.left_out.saturating_sub(pages);
+        on
     }
 
-    /// What became of a page it was used for.
-    pub(crate) fn count(&mut self, served: bool) {
-        self.tried += 1;
-        self.served += u32::from(served);
+    /// What became of pages it was used for.
+    pub(crate) fn count(&mut self, tried: u32, served: u32, scarce: bool) {
+        self.tried += tried;
+        self.served += served;
         if self.tried < TRIED {
             return;
         }
-        if self.served * WORTH >= self.tried {
+        let worth = if scarce { WORTH_SCARCE } else { WORTH };
+        if self.served.saturating_mul(worth) >= self.tried {
             self.pause = 0;
         } else {
             self.pause = (self.pause * 2).clamp(LEFT_OUT_MIN, LEFT_OUT_MAX);
             self.left_out = self.pause;
         }
+        self.scarce = scarce;
         (self.tried, self.served) = (0, 0);
+    }
+}
+
+/// Pages that are hashed before a verdict on hashing: 32 MiB.
+const HASHED: u32 = 8192;
+/// While it is off: one content in so many is hashed all the same, the same ones in every
+/// stream, so that what two streams share is noticed.
+const SAMPLED: u64 = 16;
+/// Sampled pages before they are forgotten again, and how many of them bring hashing back at
+/// once.
+const SAMPLES: u32 = 256;
+const SAMPLES_FOUND: u32 = 4;
+
+/// Hashing of pages. A hash pays when this page or any later one, of whichever stream, can
+/// refer to it: what is left out now is missing later, so it is never given up altogether.
+#[derive(Debug, Default)]
+pub(crate) struct HashTrial {
+    sampling: bool,
+    hashed: u32,
+    earned: u32,
+}
+
+impl HashTrial {
+    pub(crate) fn samples_only(&self) -> bool {
+        self.sampling
+    }
+
+    /// So many pages were hashed since, and so many references made from or to this stream's.
+    pub(crate) fn count(&mut self, hashed: u32, earned: u32) {
+        self.hashed += hashed;
+        self.earned += earned;
+        let pays = self.earned.saturating_mul(WORTH) >= self.hashed;
+        if self.sampling {
+            if self.earned >= SAMPLES_FOUND && pays {
+                *self = Self::default();
+            } else if self.hashed >= SAMPLES {
+                (self.hashed, self.earned) = (0, 0);
+            }
+        } else if self.hashed >= HASHED {
+            *self = Self {
+                sampling: !pays,
+                ..Self::default()
+            };
+        }
+    }
+
+    /// Whether a page is among the samples; it depends on its content only.
+    pub(crate) fn samples(page: &[u8; 4096]) -> bool {
+        // Counters and pointers in the middle of pages differ more than their beginnings.
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&page[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let mixed = (word(1000) ^ word(2040).rotate_left(21) ^ word(3080).rotate_left(42))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 32).is_multiple_of(SAMPLED)
     }
 }
 
@@ -55,9 +121,9 @@ mod tests {
     fn used(trial: &mut Trial, pages: u32, served: impl Fn(u32) -> bool) -> u32 {
         let mut used = 0;
         for page in 0..pages {
-            if trial.on() {
+            if trial.on(1, false) {
                 used += 1;
-                trial.count(served(page));
+                trial.count(1, u32::from(served(page)), false);
             }
         }
         used
@@ -77,5 +143,50 @@ mod tests {
     fn a_page_in_fifty_is_worth_it() {
         let mut trial = Trial::default();
         assert_eq!(used(&mut trial, 100_000, |page| page % 50 == 0), 100_000);
+    }
+
+    #[test]
+    fn a_scarce_processor_asks_for_more() {
+        let mut trial = Trial::default();
+        trial.count(TRIED, TRIED / 10, false);
+        assert!(trial.on(1, false));
+        trial.count(TRIED, TRIED / 10, true);
+        assert!(!trial.on(1, true));
+        // No more than that the link is the bottleneck again.
+        assert!(trial.on(1, false));
+        trial.count(TRIED, TRIED / 2, true);
+        assert!(trial.on(1, true));
+    }
+
+    #[test]
+    fn hashing_goes_on_by_samples_and_comes_back_when_they_are_found() {
+        let mut trial = HashTrial::default();
+        trial.count(HASHED - 1, 0);
+        assert!(!trial.samples_only());
+        trial.count(1, 0);
+        assert!(trial.samples_only());
+        trial.count(SAMPLES * 10, 3);
+        assert!(trial.samples_only());
+        trial.count(10, SAMPLES_FOUND);
+        assert!(!trial.samples_only());
+        // One in a hundred is enough.
+        trial.count(HASHED, HASHED / WORTH + 1);
+        assert!(!trial.samples_only());
+    }
+
+    #[test]
+    fn about_one_content_in_sixteen_is_a_sample() {
+        let mut state = 1u64;
+        let mut page = [0; 4096];
+        let samples = (0..10_000)
+            .filter(|_| {
+                for at in [1000, 2040, 3080] {
+                    state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                    page[at..at + 8].copy_from_slice(&state.to_le_bytes());
+                }
+                HashTrial::samples(&page)
+            })
+            .count();
+        assert!((500..750).contains(&samples), "{samples}");
     }
 }

@@ -1,6 +1,8 @@
 //! One connection to a libvirt daemon: domains, their gang membership, job control.
 //! All calls block. Must not migrate: see `migration.rs`, which uses a connection a member.
 
+use std::sync::{Arc, OnceLock};
+
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState as VirtState};
@@ -68,11 +70,32 @@ impl DomainInfo {
     }
 }
 
+/// A domain as libvirt's list has it: without a question about each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedDomain {
+    pub name: String,
+    pub uuid: Uuid,
+    /// Has a QEMU process.
+    pub active: bool,
+}
+
+/// How the QEMU of a running domain runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DomainQemu {
+    pub user: DomainQemuUser,
+    /// It emulates the processor in software.
+    pub emulated: bool,
+}
+
 /// A connection to one libvirt daemon.
 #[derive(Clone)]
 pub struct Host {
     uri: String,
     connect: Connect,
+    /// Asked once a connection: to tell them libvirt looks at every QEMU there is, and starts
+    /// each that it does not know yet, which takes a second or two. Only what libvirtd reads when
+    /// it starts and never again may be taken from here.
+    capabilities: Arc<OnceLock<String>>,
 }
 
 impl Host {
@@ -91,6 +114,7 @@ impl Host {
         Ok(Host {
             uri: uri.to_owned(),
             connect,
+            capabilities: Arc::default(),
         })
     }
 
@@ -111,26 +135,55 @@ impl Host {
 
     /// The user QEMU runs as when a domain has no label of its own.
     pub fn qemu_user(&self) -> Result<QemuUser, LibvirtError> {
-        Ok(qemu_user::host_qemu_user(&self.capabilities()?)?)
+        Ok(qemu_user::host_qemu_user(self.capabilities()?)?)
     }
 
     /// The UUID by which libvirt refuses to migrate a domain to its own host.
     pub fn uuid(&self) -> Result<Uuid, LibvirtError> {
-        Ok(qemu_user::host_uuid(&self.capabilities()?)?)
+        Ok(qemu_user::host_uuid(self.capabilities()?)?)
     }
 
-    fn capabilities(&self) -> Result<String, LibvirtError> {
-        self.connect
+    fn capabilities(&self) -> Result<&str, LibvirtError> {
+        if let Some(known) = self.capabilities.get() {
+            return Ok(known);
+        }
+        let told = self
+            .connect
             .capabilities()
-            .map_err(host_error("read libvirt's capabilities"))
+            .map_err(host_error("read libvirt's capabilities"))?;
+        Ok(self.capabilities.get_or_init(|| told))
+    }
+
+    /// All domains, running or not, in one question.
+    pub fn list(&self) -> Result<Vec<ListedDomain>, LibvirtError> {
+        let listed = self.listed(0)?;
+        listed
+            .iter()
+            .map(|domain| {
+                Ok(ListedDomain {
+                    name: domain.name().map_err(domain_error(domain, "name"))?,
+                    uuid: uuid_of(domain)?,
+                    active: domain.id().is_some(),
+                })
+            })
+            .collect()
+    }
+
+    /// The domains whose guests run now: not those that are still arriving.
+    pub fn running(&self) -> Result<Vec<Uuid>, LibvirtError> {
+        let running = self.listed(sys::VIR_CONNECT_LIST_DOMAINS_RUNNING)?;
+        running.iter().map(uuid_of).collect()
+    }
+
+    fn listed(&self, flags: u32) -> Result<Vec<Domain>, LibvirtError> {
+        self.connect
+            .list_all_domains(flags)
+            .map_err(host_error("list the domains"))
     }
 
     /// All domains, running or not, in the order of their names.
     pub fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError> {
-        let domains = self
-            .connect
-            .list_all_domains(0)
-            .map_err(host_error("list the domains"))?;
+        let domains = self.listed(0)?;
         let mut infos = Vec::with_capacity(domains.len());
         for domain in domains {
             match info(&domain) {
@@ -157,28 +210,23 @@ impl Host {
         info(&self.lookup(uuid)?)
     }
 
-    /// The user that runs this domain's QEMU: its own label, else the host's.
-    pub fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError> {
+    /// How this domain's QEMU runs, and as which user: its own label's, else the host's.
+    pub fn domain_qemu(&self, uuid: Uuid) -> Result<DomainQemu, LibvirtError> {
         let domain = self.lookup(uuid)?;
         let xml = domain
             .xml_desc(0)
             .map_err(domain_error(&domain, "read the XML of"))?;
-        match qemu_user::domain_qemu_user(&xml)? {
-            Some(user) => Ok(user),
-            None => Ok(DomainQemuUser {
+        let user = match qemu_user::domain_qemu_user(&xml)? {
+            Some(user) => user,
+            None => DomainQemuUser {
                 user: self.qemu_user()?,
                 fixed: false,
-            }),
-        }
-    }
-
-    /// Whether QEMU emulates the processor of this domain in software.
-    pub fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError> {
-        let domain = self.lookup(uuid)?;
-        let xml = domain
-            .xml_desc(0)
-            .map_err(domain_error(&domain, "read the XML of"))?;
-        Ok(qemu_user::is_emulated(&xml)?)
+            },
+        };
+        Ok(DomainQemu {
+            user,
+            emulated: qemu_user::is_emulated(&xml)?,
+        })
     }
 
     /// Writes the membership, live and for the next start; `None` removes it.
@@ -271,9 +319,7 @@ impl Host {
 
 fn info(domain: &Domain) -> Result<DomainInfo, LibvirtError> {
     let name = domain.name().map_err(domain_error(domain, "name"))?;
-    let uuid = domain
-        .uuid()
-        .map_err(domain_error(domain, "read the UUID of"))?;
+    let uuid = uuid_of(domain)?;
     let described = domain
         .info()
         .map_err(domain_error(domain, "read the state of"))?;
@@ -315,6 +361,12 @@ fn membership(
         Err(error) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN_METADATA => Ok(Ok(None)),
         Err(error) => Err(domain_error(domain, "read the metadata of")(error)),
     }
+}
+
+fn uuid_of(domain: &Domain) -> Result<Uuid, LibvirtError> {
+    domain
+        .uuid()
+        .map_err(domain_error(domain, "read the UUID of"))
 }
 
 fn name_of(domain: &Domain) -> String {

@@ -18,7 +18,7 @@ mod qemu_user;
 mod raw;
 
 pub use error::{Failure, LibvirtError};
-pub use host::{DomainInfo, DomainState, Host};
+pub use host::{DomainInfo, DomainQemu, DomainState, Host, ListedDomain};
 pub use job_stats::JobStats;
 pub use metadata::{METADATA_NAMESPACE, Membership, MetadataError};
 pub use migration::{MigrateOptions, Migration, abort_job};

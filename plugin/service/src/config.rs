@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -24,6 +25,8 @@ pub struct Config {
     /// Certificate names, with `*` as a wildcard; empty means any our authority signed.
     pub allow_peers: Vec<String>,
     pub window_budget: WindowBudget,
+    pub workers: WorkerCount,
+    pub connections: Connections,
 }
 
 impl Default for Config {
@@ -36,6 +39,8 @@ impl Default for Config {
             tls: TlsConfig::default(),
             allow_peers: Vec::new(),
             window_budget: WindowBudget::Auto,
+            workers: WorkerCount::Auto,
+            connections: Connections::default(),
         }
     }
 }
@@ -50,6 +55,71 @@ pub enum TlsConfig {
 impl Default for TlsConfig {
     fn default() -> Self {
         TlsConfig::On(TlsPaths::default())
+    }
+}
+
+/// Threads that hash, compress and verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerCount {
+    /// One for each processor.
+    Auto,
+    Threads(NonZeroUsize),
+}
+
+/// More are a mistake in writing.
+const WORKERS_MAX: i64 = 1024;
+
+impl<'de> Deserialize<'de> for WorkerCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WorkerVisitor;
+        impl Visitor<'_> for WorkerVisitor {
+            type Value = WorkerCount;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "\"auto\" or a number of threads from 1 to {WORKERS_MAX}")
+            }
+            fn visit_i64<E: de::Error>(self, threads: i64) -> Result<WorkerCount, E> {
+                Some(threads)
+                    .filter(|threads| *threads <= WORKERS_MAX)
+                    .and_then(|threads| NonZeroUsize::new(usize::try_from(threads).ok()?))
+                    .map(WorkerCount::Threads)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Signed(threads), &self))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<WorkerCount, E> {
+                match text {
+                    "auto" => Ok(WorkerCount::Auto),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(WorkerVisitor)
+    }
+}
+
+/// TCP connections of a session at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections(pub NonZeroUsize);
+
+impl Default for Connections {
+    fn default() -> Self {
+        Connections(NonZeroUsize::MIN)
+    }
+}
+
+impl<'de> Deserialize<'de> for Connections {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        usize::try_from(number)
+            .ok()
+            .filter(|number| *number <= vmgang_engine::CONNECTIONS_MAX)
+            .and_then(NonZeroUsize::new)
+            .map(Connections)
+            .ok_or_else(|| {
+                let expected = format!(
+                    "a number of connections from 1 to {}",
+                    vmgang_engine::CONNECTIONS_MAX
+                );
+                de::Error::invalid_value(de::Unexpected::Signed(number), &expected.as_str())
+            })
     }
 }
 
@@ -126,11 +196,12 @@ impl<'de> Deserialize<'de> for TlsConfig {
     }
 }
 
-/// How much memory a job's page window may use on each of the two hosts.
+/// The most memory a job's page window may use on this host; see `budget.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowBudget {
-    /// A quarter of this host's memory.
+    /// What the guests' memory and this host's available memory allow at the time of the job.
     Auto,
+    /// Never more than this either.
     Bytes(u64),
 }
 
@@ -138,12 +209,12 @@ pub enum WindowBudget {
 pub const WINDOW_BUDGET_MIN_BYTES: u64 = 64 << 20;
 
 impl WindowBudget {
-    pub fn bytes(self, memory_total_bytes: u64) -> u64 {
+    /// The number that the configuration sets.
+    pub fn most_bytes(self) -> u64 {
         match self {
-            WindowBudget::Auto => memory_total_bytes / 4,
+            WindowBudget::Auto => u64::MAX,
             WindowBudget::Bytes(bytes) => bytes,
         }
-        .max(WINDOW_BUDGET_MIN_BYTES)
     }
 }
 
@@ -265,10 +336,14 @@ mod tests {
         let config = Config::parse(
             "listen = '192.0.2.1:1'\nruntime_dir = '/r'\nstate_dir = '/s'\n\
              libvirt_uri = 'qemu:///session'\nallow_peers = ['*.example.org']\n\
-             window_budget = '2GiB'\n[tls]\nca = '/ca.pem'\n",
+             window_budget = '2GiB'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n",
         )
         .expect("valid");
         assert_eq!(config.window_budget, WindowBudget::Bytes(2 << 30));
+        let three = WorkerCount::Threads(NonZeroUsize::new(3).expect("three"));
+        assert_eq!(config.workers, three);
+        let most = Connections(NonZeroUsize::new(16).expect("sixteen"));
+        assert_eq!(config.connections, most);
         let TlsConfig::On(paths) = config.tls else {
             panic!("tls is on");
         };
@@ -300,6 +375,10 @@ mod tests {
             ("\nwindow_budget = '2GB'", "2GB"),
             ("\nwindow_budget = '1MiB'", "at least 64MiB"),
             ("\nwindow_budget = -1", "at least 64MiB"),
+            ("\nworkers = 0", "1 to 1024"),
+            ("\nworkers = 'many'", "auto"),
+            ("\nconnections = 0", "1 to 16"),
+            ("\nconnections = 17", "1 to 16"),
         ] {
             let error = Config::parse(text).expect_err(text).to_string();
             assert!(error.contains(expected), "{text}: {error}");
@@ -314,11 +393,5 @@ mod tests {
     fn a_named_file_must_exist() {
         let error = Config::load(Some(Path::new("/no/such.toml"))).expect_err("absent");
         assert!(error.to_string().contains("/no/such.toml"));
-    }
-
-    #[test]
-    fn the_budget_follows_the_memory() {
-        assert_eq!(WindowBudget::Auto.bytes(8 << 30), 2 << 30);
-        assert_eq!(WindowBudget::Auto.bytes(0), WINDOW_BUDGET_MIN_BYTES);
     }
 }

@@ -1,27 +1,28 @@
-//! Takes requests, checks everything that can be checked before anything changes, and starts
-//! jobs. Knows no D-Bus; how a started job runs is the driver's business.
+//! Takes requests, has them checked (`preflight.rs`) before anything changes, and starts jobs.
+//! Knows no D-Bus; how a started job runs is the driver's business.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
-use vmgang_engine::{MemberOffer, Offer, SocketOwner, SourceOptions, Transport};
-use vmgang_libvirt::{DomainInfo, DomainQemuUser, Membership};
+use vmgang_engine::{Transport, Workers};
+use vmgang_libvirt::{DomainInfo, Membership};
 
+use crate::config::WindowBudget;
 use crate::driver::Driver;
 use crate::error::ServiceError;
 use crate::gangs;
 use crate::history::{History, Record};
-use crate::hypervisor::{DestinationInfo, Hypervisor, ask};
+use crate::hypervisor::{Hypervisor, ask};
 use crate::job::{Control, Job, MemberState};
 use crate::jobs::Jobs;
-use crate::memory::Memory;
+use crate::memory::AvailableMemory;
 use crate::peers::Peers;
+use crate::preflight::Preflight;
 use crate::request::MigrateRequest;
 use crate::tunnel::Tunnel;
 
-/// How long the destination's libvirt, or the peer, may take to answer.
-const REACH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long running jobs may take to end when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -40,7 +41,11 @@ pub struct Parts {
     pub history: History,
     pub peers: Arc<Peers>,
     pub runtime_dir: std::path::PathBuf,
-    pub window_budget_bytes: u64,
+    pub window_budget: WindowBudget,
+    pub available_memory: Box<AvailableMemory>,
+    pub workers: Workers,
+    /// TCP connections of a session at most.
+    pub connections: NonZeroUsize,
 }
 
 pub struct Coordinator {
@@ -186,22 +191,14 @@ impl Coordinator {
         let members = gangs::select(&request.selection, &domains)?;
         let id = Uuid::new_v4();
         let reservation = self.jobs.reserve(id, request.gang(), &members)?;
-        let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
-        self.check_idle(&members).await?;
-        self.check_destination(&request, &members).await?;
-        let (options, limit_passes) = self
-            .source_options(id, &request, &members, transport)
-            .await?;
-
-        let connected = tokio::time::timeout(REACH_TIMEOUT, self.parts.tunnel.connect(options));
-        let (session, events) = connected.await.map_err(|_| {
-            ServiceError::PeerUnreachable(format!(
-                "vmgangd at {} did not answer within {} s; check that it runs there and that no firewall is in between",
-                request.peer,
-                REACH_TIMEOUT.as_secs()
-            ))
-        })??;
-        self.parts.peers.connected(&request.peer.to_string());
+        let preflight = Preflight {
+            parts: &self.parts,
+            job: id,
+            request: &request,
+            members: &members,
+        };
+        let ready = preflight.run().await?;
+        let (session, events) = ready.opened;
 
         let (job, control) = Job::start(id, request.gang(), &request.destination.uri, &members);
         let job = Arc::new(job);
@@ -212,6 +209,7 @@ impl Coordinator {
             gang = job.gang,
             destination = job.destination,
             members = shortened(members.iter().map(|member| member.name.clone())),
+            window_offered_bytes = ready.window_offered_bytes,
             "job started"
         );
         // Without the record a restart could not tell what happened, so it comes first.
@@ -224,7 +222,7 @@ impl Coordinator {
             control,
             request,
             members,
-            limit_passes,
+            limit_passes: ready.limit_passes,
         };
         let coordinator = self.clone();
         let started = job.clone();
@@ -259,112 +257,6 @@ impl Coordinator {
             });
         });
         Ok(started)
-    }
-
-    /// A libvirt job (dump, save, another migration) would make ours fail half-way.
-    async fn check_idle(&self, members: &[DomainInfo]) -> Result<(), ServiceError> {
-        for member in members {
-            let uuid = member.uuid;
-            let stats = ask(&self.parts.hypervisor, move |hypervisor| {
-                hypervisor.running_job(uuid)
-            })
-            .await?;
-            if stats.active {
-                return Err(ServiceError::Busy(format!(
-                    "domain {name} has a libvirt job running already (a migration, save or dump); wait for it or stop it with `virsh domjobabort {name}`",
-                    name = member.name
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    async fn check_destination(
-        &self,
-        request: &MigrateRequest,
-        members: &[DomainInfo],
-    ) -> Result<(), ServiceError> {
-        let uri = request.destination.uri.clone();
-        let unreachable = |reason: String| {
-            ServiceError::DestinationUnreachable(format!(
-                "the destination's libvirt cannot be used: {reason}; try `virsh -c {uri} list` as root on this host",
-                uri = request.destination.uri
-            ))
-        };
-        let asked = ask(&self.parts.hypervisor, move |hypervisor| {
-            hypervisor.inspect_destination(&uri)
-        });
-        let found = tokio::time::timeout(REACH_TIMEOUT, asked)
-            .await
-            .map_err(|_| unreachable(format!("no answer within {} s", REACH_TIMEOUT.as_secs())))?
-            .map_err(|error| unreachable(error.sentence().to_owned()))?;
-        let here = ask(&self.parts.hypervisor, |hypervisor| hypervisor.host_uuid())
-            .await
-            .ok();
-        check_room(request, members, &found, here)
-    }
-
-    /// And whether QEMU is to be told when it may take itself for done.
-    async fn source_options(
-        &self,
-        id: Uuid,
-        request: &MigrateRequest,
-        members: &[DomainInfo],
-        transport: Transport,
-    ) -> Result<(SourceOptions, bool), ServiceError> {
-        let uuids: Vec<Uuid> = members.iter().map(|member| member.uuid).collect();
-        let emulated_uuids = uuids.clone();
-        let (source_host, owners, emulated, limit_passes) =
-            ask(&self.parts.hypervisor, move |hypervisor| {
-                let owners: Result<Vec<_>, _> = uuids
-                    .into_iter()
-                    .map(|uuid| hypervisor.domain_qemu_user(uuid))
-                    .collect();
-                let emulated = emulated_uuids
-                    .into_iter()
-                    .map(|uuid| hypervisor.domain_is_emulated(uuid))
-                    .collect::<Result<Vec<_>, _>>()?;
-                Ok((
-                    hypervisor.hostname()?,
-                    owners?,
-                    emulated.contains(&true),
-                    hypervisor.takes_switchover_rate()?,
-                ))
-            })
-            .await?;
-        let hold = limit_passes || !emulated;
-        if !hold {
-            tracing::warn!(
-                job = id.simple().to_string(),
-                "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: the gang is not held for a common switchover"
-            );
-        }
-        let options = SourceOptions {
-            peer: request.peer.clone(),
-            transport,
-            offer: Offer {
-                job: id,
-                gang: request.gang().unwrap_or_default().to_owned(),
-                source_host,
-                window_budget_bytes: window_to_offer(self.parts.window_budget_bytes),
-                members: members
-                    .iter()
-                    .zip(&owners)
-                    .map(|(member, owner)| MemberOffer {
-                        uuid: member.uuid,
-                        name: member.name.clone(),
-                        memory_bytes: member.memory_bytes,
-                        fixed_owner: owner.fixed.then_some(socket_owner(owner)),
-                    })
-                    .collect(),
-            },
-            runtime_dir: self.parts.runtime_dir.clone(),
-            socket_owners: owners.iter().map(socket_owner).collect(),
-            techniques: request.techniques,
-            bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
-            hold,
-        };
-        Ok((options, limit_passes))
     }
 
     fn write_record(&self, record: &Record) {
@@ -406,13 +298,6 @@ impl Coordinator {
     }
 }
 
-/// The source keeps a copy of the window, so its own memory counts as well.
-fn window_to_offer(configured_bytes: u64) -> u64 {
-    Memory::read().map_or(configured_bytes, |memory| {
-        memory.window_to_offer(configured_bytes)
-    })
-}
-
 /// A few names for the log.
 fn shortened(mut names: impl ExactSizeIterator<Item = String>) -> String {
     let shown: Vec<String> = names.by_ref().take(LOGGED_NAMES_MAX).collect();
@@ -420,43 +305,4 @@ fn shortened(mut names: impl ExactSizeIterator<Item = String>) -> String {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }
-}
-
-fn socket_owner(owner: &DomainQemuUser) -> SocketOwner {
-    SocketOwner {
-        uid: owner.user.uid,
-        gid: owner.user.gid,
-    }
-}
-
-/// What can be told from a look at the destination.
-fn check_room(
-    request: &MigrateRequest,
-    members: &[DomainInfo],
-    found: &DestinationInfo,
-    here: Option<Uuid>,
-) -> Result<(), ServiceError> {
-    let uri = &request.destination.uri;
-    if here.is_some() && here == found.host_uuid {
-        return Err(ServiceError::InvalidDestination(format!(
-            "the destination {uri} is this host itself (or a host with the same host_uuid in libvirtd.conf); name the other host"
-        )));
-    }
-    for member in members {
-        for there in &found.domains {
-            if there.uuid == member.uuid && there.active() {
-                return Err(ServiceError::MemberNotMigratable(format!(
-                    "domain {} runs on {uri} already; stop it there first",
-                    member.name
-                )));
-            }
-            if there.name == member.name && there.uuid != member.uuid {
-                return Err(ServiceError::MemberNotMigratable(format!(
-                    "another domain named {} exists on {uri}; rename or undefine that one",
-                    member.name
-                )));
-            }
-        }
-    }
-    Ok(())
 }

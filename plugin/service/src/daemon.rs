@@ -8,14 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use vmgang_engine::{Listener, TlsIdentity, Transport, sweep_runtime_dir};
+use vmgang_engine::{Listener, TlsIdentity, Transport, Workers, sweep_runtime_dir};
 
 use crate::bus;
-use crate::config::{Config, TlsConfig};
+use crate::config::{Config, TlsConfig, WorkerCount};
 use crate::coordinator::{Coordinator, Parts};
 use crate::history::History;
-use crate::hypervisor::{Hypervisor, Libvirt};
-use crate::memory::Memory;
+use crate::hypervisor::{Hypervisor, Libvirt, ask};
+use crate::memory;
 use crate::peers::{Admittance, Peers};
 use crate::tunnel::Engine;
 
@@ -33,9 +33,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let history = History::open(&config.state_dir)
         .with_context(|| format!("cannot use state_dir {}", config.state_dir.display()))?;
-    let memory = Memory::read().context("cannot read /proc/meminfo")?;
-    let window_budget_bytes = config.window_budget.bytes(memory.total_bytes);
+    memory::available_bytes().context("cannot read /proc/meminfo")?;
+    let workers = match config.workers {
+        WorkerCount::Auto => Workers::per_processor(),
+        WorkerCount::Threads(threads) => Workers::new(threads),
+    }
+    .context("cannot start the worker threads")?;
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(Libvirt::new(&config.libvirt_uri));
+    tokio::spawn(look_at_qemu(hypervisor.clone()));
     let peers = Arc::new(Peers::default());
     let tls = config.tls.clone();
     if tls == TlsConfig::Off {
@@ -54,7 +59,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         history,
         peers: peers.clone(),
         runtime_dir: config.runtime_dir.clone(),
-        window_budget_bytes,
+        window_budget: config.window_budget,
+        available_memory: Box::new(memory::available_bytes),
+        workers: workers.clone(),
+        connections: config.connections.0,
     })
     .await
     .context("cannot read the job history")?;
@@ -63,8 +71,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         hypervisor,
         peers,
         allow_peers: config.allow_peers.clone(),
-        window_budget_bytes,
-        memory: Box::new(Memory::read),
+        window_budget: config.window_budget,
+        connections: config.connections.0,
+        available_memory: Box::new(memory::available_bytes),
         sessions: Mutex::new(BTreeMap::new()),
     });
     let (stop, stopping) = watch::channel(false);
@@ -75,6 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 listener,
                 transport,
                 config.clone(),
+                workers,
                 admittance,
                 stopping,
             ))
@@ -84,7 +94,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 reason,
                 "not listening for peers yet; only local requests are served"
             );
-            tokio::spawn(listen_later(tls, config.clone(), admittance, stopping))
+            tokio::spawn(listen_later(
+                tls,
+                config.clone(),
+                workers,
+                admittance,
+                stopping,
+            ))
         }
     };
 
@@ -117,6 +133,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     listening.abort();
     anyhow::ensure!(!bus_lost, "the connection to the system bus was lost");
     Ok(())
+}
+
+/// Has libvirt look at this host's QEMUs now: it starts each that it does not know yet, and the
+/// first job, from here or to here, would wait for that.
+async fn look_at_qemu(hypervisor: Arc<dyn Hypervisor>) {
+    let asked = ask(&hypervisor, |hypervisor| {
+        hypervisor.takes_switchover_rate()?;
+        hypervisor.qemu_user()
+    });
+    if let Err(error) = asked.await {
+        let error = error.sentence();
+        tracing::debug!(error, "libvirt has not told about its QEMU yet");
+    }
 }
 
 /// How peers are talked to, or which file is missing.
@@ -164,6 +193,7 @@ async fn serve_peers(
     listener: Listener,
     transport: Transport,
     config: Config,
+    workers: Workers,
     admittance: Arc<Admittance>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -172,7 +202,7 @@ async fn serve_peers(
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     listener
-        .serve(transport, config.runtime_dir, admittance, shutdown)
+        .serve(transport, config.runtime_dir, workers, admittance, shutdown)
         .await;
 }
 
@@ -180,6 +210,7 @@ async fn serve_peers(
 async fn listen_later(
     tls: TlsConfig,
     config: Config,
+    workers: Workers,
     admittance: Arc<Admittance>,
     stopping: watch::Receiver<bool>,
 ) {
@@ -190,7 +221,8 @@ async fn listen_later(
         };
         match bind(config.listen).await {
             Ok(listener) => {
-                return serve_peers(listener, transport, config, admittance, stopping).await;
+                return serve_peers(listener, transport, config, workers, admittance, stopping)
+                    .await;
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "not listening for peers"),
         }

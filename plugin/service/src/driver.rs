@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::sync::mpsc::UnboundedReceiver;
 use vmgang_engine::SourceEvent;
 use vmgang_libvirt::DomainInfo;
@@ -119,32 +120,12 @@ impl Driver {
     }
 
     async fn report(self, started: Instant, facts: Vec<Facts>, cause: Option<Cause>) -> Report {
-        let mut domains = Vec::with_capacity(self.members.len());
-        for (member, (domain, facts)) in self.members.iter().zip(&facts).enumerate() {
-            let (state, error) = match facts.outcome {
-                Some(Outcome::Migrated) => (DomainOutcome::Migrated, None),
-                _ => {
-                    let uri = &self.request.destination.uri;
-                    outcome::after_failure(&self.hypervisor, domain, uri, facts.error.clone()).await
-                }
-            };
-            let measured = if state == DomainOutcome::Migrated {
-                outcome::measured(&self.hypervisor, &*self.session, member, domain.uuid).await
-            } else {
-                outcome::Measured::default()
-            };
-            domains.push(DomainReport {
-                name: domain.name.clone(),
-                uuid: domain.uuid,
-                state,
-                elapsed_ms: milliseconds(facts.elapsed),
-                downtime_ms: measured.downtime_ms,
-                iterations: measured.iterations,
-                qemu_stream_bytes: 0,
-                wire_bytes: 0,
-                error,
-            });
-        }
+        let members = self.members.iter().zip(&facts).enumerate();
+        // All are asked about at the same time.
+        let mut domains = join_all(
+            members.map(|(member, (domain, facts))| self.domain_report(member, domain, facts)),
+        )
+        .await;
         let last_counters = self.session.counters();
         let counters = tokio::time::timeout(CLOSE_TIMEOUT, self.session.close())
             .await
@@ -175,6 +156,37 @@ impl Driver {
             switchover_spread_ms: spread_ms(&facts),
             bytes: Bytes::from(&counters),
             domains,
+        }
+    }
+
+    async fn domain_report(
+        &self,
+        member: usize,
+        domain: &DomainInfo,
+        facts: &Facts,
+    ) -> DomainReport {
+        let (state, error) = match facts.outcome {
+            Some(Outcome::Migrated) => (DomainOutcome::Migrated, None),
+            _ => {
+                let uri = &self.request.destination.uri;
+                outcome::after_failure(&self.hypervisor, domain, uri, facts.error.clone()).await
+            }
+        };
+        let measured = if state == DomainOutcome::Migrated {
+            outcome::measured(&self.hypervisor, &*self.session, member, domain.uuid).await
+        } else {
+            outcome::Measured::default()
+        };
+        DomainReport {
+            name: domain.name.clone(),
+            uuid: domain.uuid,
+            state,
+            elapsed_ms: milliseconds(facts.elapsed),
+            downtime_ms: measured.downtime_ms,
+            iterations: measured.iterations,
+            qemu_stream_bytes: 0,
+            wire_bytes: 0,
+            error,
         }
     }
 

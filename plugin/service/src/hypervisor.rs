@@ -1,7 +1,8 @@
 //! The libvirt side of this host, as the service needs it: a trait, so that everything above it
 //! is tested without libvirt, and the real thing.
 //!
-//! All calls but `migrate`'s future block: use [`ask`].
+//! All calls but `migrate`'s future block: use [`ask`], which begins at once, so that several
+//! questions can be under way together.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 use vmgang_libvirt::{
-    DomainInfo, DomainQemuUser, Host, JobStats, LibvirtError, Membership, MigrateOptions,
+    DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership, MigrateOptions,
     Migration, QemuUser,
 };
 
@@ -23,7 +24,7 @@ pub type Verdict = Pin<Box<dyn Future<Output = Result<(), LibvirtError>> + Send>
 #[derive(Debug, Clone)]
 pub struct DestinationInfo {
     pub host_uuid: Option<Uuid>,
-    pub domains: Vec<DomainInfo>,
+    pub domains: Vec<ListedDomain>,
 }
 
 /// One host's libvirt.
@@ -31,6 +32,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn hostname(&self) -> Result<String, LibvirtError>;
     fn host_uuid(&self) -> Result<Uuid, LibvirtError>;
     fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError>;
+    /// The domains whose guests run now.
+    fn running(&self) -> Result<Vec<Uuid>, LibvirtError>;
     fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError>;
     fn set_membership(
         &self,
@@ -39,9 +42,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<(), LibvirtError>;
     /// The user QEMU runs as unless a domain says otherwise.
     fn qemu_user(&self) -> Result<QemuUser, LibvirtError>;
-    fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError>;
-    /// Whether QEMU emulates the processor of this domain in software.
-    fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError>;
+    fn domain_qemu(&self, uuid: Uuid) -> Result<DomainQemu, LibvirtError>;
     /// Whether a migration can be told the rate to reckon with at its switchover.
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError>;
     /// Changes the longest downtime of the migration that runs on the domain.
@@ -61,17 +62,25 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn abort_job(&self, uuid: Uuid, answered: &AtomicBool) -> Result<(), LibvirtError>;
 }
 
-/// Asks the hypervisor without blocking the caller's task.
-pub async fn ask<T: Send + 'static>(
+/// Asks the hypervisor without blocking the caller's task. The question is put at once; only its
+/// answer waits to be awaited.
+pub fn ask<T, Q>(
     hypervisor: &Arc<dyn Hypervisor>,
-    question: impl FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError> + Send + 'static,
-) -> Result<T, ServiceError> {
+    question: Q,
+) -> impl Future<Output = Result<T, ServiceError>> + Send + use<T, Q>
+where
+    T: Send + 'static,
+    Q: FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError> + Send + 'static,
+{
     let hypervisor = hypervisor.clone();
-    match tokio::task::spawn_blocking(move || question(&*hypervisor)).await {
-        Ok(answer) => Ok(answer?),
-        Err(error) => Err(ServiceError::Internal(format!(
-            "a call to libvirt ended without an answer ({error}); see the log of vmgangd"
-        ))),
+    let asked = tokio::task::spawn_blocking(move || question(&*hypervisor));
+    async move {
+        match asked.await {
+            Ok(answer) => Ok(answer?),
+            Err(error) => Err(ServiceError::Internal(format!(
+                "a call to libvirt ended without an answer ({error}); see the log of vmgangd"
+            ))),
+        }
     }
 }
 
@@ -115,6 +124,10 @@ impl Hypervisor for Libvirt {
         self.host()?.domains()
     }
 
+    fn running(&self) -> Result<Vec<Uuid>, LibvirtError> {
+        self.host()?.running()
+    }
+
     fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError> {
         self.host()?.domain_by_uuid(uuid)
     }
@@ -131,12 +144,8 @@ impl Hypervisor for Libvirt {
         self.host()?.qemu_user()
     }
 
-    fn domain_qemu_user(&self, uuid: Uuid) -> Result<DomainQemuUser, LibvirtError> {
-        self.host()?.domain_qemu_user(uuid)
-    }
-
-    fn domain_is_emulated(&self, uuid: Uuid) -> Result<bool, LibvirtError> {
-        self.host()?.domain_is_emulated(uuid)
+    fn domain_qemu(&self, uuid: Uuid) -> Result<DomainQemu, LibvirtError> {
+        self.host()?.domain_qemu(uuid)
     }
 
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
@@ -159,7 +168,7 @@ impl Hypervisor for Libvirt {
         let destination = Host::open(uri)?;
         Ok(DestinationInfo {
             host_uuid: destination.uuid().ok(),
-            domains: destination.domains()?,
+            domains: destination.list()?,
         })
     }
 

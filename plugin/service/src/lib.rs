@@ -3,11 +3,12 @@
 //! Owns: requests from the bus, gangs, jobs, the gang's barrier, and whom to admit as a peer.
 //! Must not: touch guest bytes (the engine's), or libvirt other than through `vmgang-libvirt`.
 //!
-//! Path of a request: `bus` -> `request` -> `coordinator` (preflight) -> `driver` ->
+//! Path of a request: `bus` -> `request` -> `coordinator` -> `preflight` -> `driver` ->
 //! `wave` (with `barrier` deciding) -> `report` -> `history`.
 
 mod aborts;
 pub mod barrier;
+pub mod budget;
 pub mod bus;
 pub mod config;
 pub mod coordinator;
@@ -23,6 +24,7 @@ pub mod jobs;
 pub mod memory;
 mod outcome;
 pub mod peers;
+mod preflight;
 pub mod report;
 pub mod request;
 mod switchover;

@@ -3,15 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use vmgang_engine::{Admission, DestinationHost, MemberOutcome, Offer, PeerName, SocketOwner};
 use wildmatch::WildMatch;
 
-use crate::config::WINDOW_BUDGET_MIN_BYTES;
+use crate::budget;
+use crate::config::{WINDOW_BUDGET_MIN_BYTES, WindowBudget};
 use crate::hypervisor::Hypervisor;
-use crate::memory::Memory;
+use crate::memory::AvailableMemory;
 
 /// Peers this daemon has talked to since it started.
 #[derive(Debug, Default)]
@@ -45,8 +47,10 @@ pub struct Admittance {
     pub hypervisor: Arc<dyn Hypervisor>,
     pub peers: Arc<Peers>,
     pub allow_peers: Vec<String>,
-    pub window_budget_bytes: u64,
-    pub memory: Box<dyn Fn() -> std::io::Result<Memory> + Send + Sync>,
+    pub window_budget: WindowBudget,
+    /// TCP connections of a session at most.
+    pub connections: NonZeroUsize,
+    pub available_memory: Box<AvailableMemory>,
     pub sessions: Mutex<BTreeMap<Uuid, Promised>>,
 }
 
@@ -54,27 +58,39 @@ pub struct Admittance {
 #[derive(Debug)]
 pub struct Promised {
     source: String,
-    /// Its guests and its page window.
-    memory_bytes: u64,
+    /// Each guest's memory.
+    guests: Vec<(Uuid, u64)>,
+    window_bytes: u64,
+}
+
+impl Promised {
+    /// What may still be taken of it. A guest that runs here already has its memory: that is not
+    /// available any more. One on its way, and the window, count in full, though a part of them
+    /// may have come: too careful, never too little.
+    fn outstanding_bytes(&self, running: &BTreeSet<Uuid>) -> u64 {
+        let guests = self
+            .guests
+            .iter()
+            .filter(|(uuid, _)| !running.contains(uuid))
+            .map(|(_, bytes)| *bytes);
+        guests.fold(self.window_bytes, u64::saturating_add)
+    }
 }
 
 impl DestinationHost for Admittance {
     fn admit(&self, offer: &Offer, peer: &PeerName) -> Result<Admission, String> {
         check_allowed(&self.allow_peers, peer)?;
-        let guests: u64 = offer
-            .members
-            .iter()
-            .fold(0, |sum, member| sum.saturating_add(member.memory_bytes));
         let user = self
             .hypervisor
             .qemu_user()
             .map_err(|error| format!("the destination does not know its QEMU user: {error}"))?;
-        let wanted = self.window_budget_bytes.min(offer.window_budget_bytes);
-        let window_budget_bytes = self.promise(offer, guests, wanted)?;
+        let window_budget_bytes = self.promise(offer)?;
         self.peers.connected_from(peer);
         tracing::info!(
             job = %offer.job.simple(), gang = offer.gang, source = offer.source_host,
-            peer = describe(peer), members = offer.members.len(), window_budget_bytes,
+            peer = describe(peer), members = offer.members.len(),
+            window_offered_bytes = offer.window_budget_bytes,
+            window_granted_bytes = window_budget_bytes,
             "incoming gang admitted"
         );
         Ok(Admission {
@@ -83,6 +99,7 @@ impl DestinationHost for Admittance {
                 uid: user.uid,
                 gid: user.gid,
             },
+            connections: self.connections,
         })
     }
 
@@ -96,43 +113,78 @@ impl DestinationHost for Admittance {
     }
 
     fn session_ended(&self, job: Uuid) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let source = sessions.remove(&job).map(|session| session.source);
+        let source = self.sessions().remove(&job).map(|session| session.source);
         tracing::info!(job = %job.simple(), source, "incoming gang's session ended");
     }
 }
 
 impl Admittance {
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<Uuid, Promised>> {
+        // Each change is one insert or remove, whole even if a thread died around it.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guests that run here. Nobody waits for the sessions while libvirt is asked.
+    fn running(&self) -> BTreeSet<Uuid> {
+        if self.sessions().is_empty() {
+            return BTreeSet::new();
+        }
+        match self.hypervisor.running() {
+            Ok(running) => running.into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(%error, "cannot tell which promised guests have arrived");
+                BTreeSet::new()
+            }
+        }
+    }
+
     /// Checks the memory and takes it in one step, so that two offers never get the same.
-    fn promise(&self, offer: &Offer, guests: u64, wanted: u64) -> Result<u64, String> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+    fn promise(&self, offer: &Offer) -> Result<u64, String> {
+        let running = self.running();
+        let mut sessions = self.sessions();
         if sessions.contains_key(&offer.job) {
             return Err(format!(
                 "the destination has a session for the job {} already; start the migration again",
                 offer.job.simple()
             ));
         }
-        let memory = (self.memory)()
+        let available = (self.available_memory)()
             .map_err(|error| format!("the destination cannot read its /proc/meminfo: {error}"))?;
-        // What arrived of a promise is taken off twice: too careful, for as long as it runs.
         let promised = sessions.values().fold(0, |sum: u64, session| {
-            sum.saturating_add(session.memory_bytes)
+            sum.saturating_add(session.outstanding_bytes(&running))
         });
-        let available = memory.available_bytes.saturating_sub(promised);
-        let budget =
-            budget_that_fits(guests, wanted, available).map_err(|error| match promised {
-                0 => error,
-                _ => format!(
-                    "{error} (other jobs on their way there need {} MiB)",
-                    mib(promised)
-                ),
-            })?;
+        let guests: Vec<(Uuid, u64)> = offer
+            .members
+            .iter()
+            .map(|member| (member.uuid, member.memory_bytes))
+            .collect();
+        let window_bytes = grant(
+            self.window_budget,
+            offer.window_budget_bytes,
+            guests
+                .iter()
+                .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes)),
+            available.saturating_sub(promised),
+        )
+        .map_err(|error| match promised {
+            0 => error,
+            _ => format!(
+                "{error} (other jobs on their way there need {} MiB)",
+                mib(promised)
+            ),
+        })?;
+        tracing::debug!(
+            job = %offer.job.simple(), available_bytes = available, promised_bytes = promised,
+            window_offered_bytes = offer.window_budget_bytes, window_granted_bytes = window_bytes,
+            "memory promised"
+        );
         let promised = Promised {
             source: offer.source_host.clone(),
-            memory_bytes: guests.saturating_add(budget),
+            guests,
+            window_bytes,
         };
         sessions.insert(offer.job, promised);
-        Ok(budget)
+        Ok(window_bytes)
     }
 }
 
@@ -169,19 +221,16 @@ fn check_allowed(allow_peers: &[String], peer: &PeerName) -> Result<(), String> 
     ))
 }
 
-/// The page window shrinks before a gang is refused.
-fn budget_that_fits(guests: u64, wanted: u64, available: u64) -> Result<u64, String> {
-    let left = available.saturating_sub(guests);
-    let budget = wanted.min(left);
-    if budget >= WINDOW_BUDGET_MIN_BYTES.min(wanted) {
-        return Ok(budget);
-    }
-    Err(format!(
-        "the destination has {} MiB of memory available, but the guests need {} MiB and the page window at least {} MiB; free memory there or migrate fewer domains",
-        mib(available),
-        mib(guests),
-        mib(WINDOW_BUDGET_MIN_BYTES)
-    ))
+/// The window a job gets, or why it gets none.
+fn grant(limit: WindowBudget, offered: u64, guests: u64, available: u64) -> Result<u64, String> {
+    budget::to_grant(limit, offered, guests, available).ok_or_else(|| {
+        format!(
+            "the destination has {} MiB of memory available, but the guests need {} MiB and the page window at least {} MiB; free memory there or migrate fewer domains",
+            mib(available),
+            mib(guests),
+            mib(WINDOW_BUDGET_MIN_BYTES)
+        )
+    })
 }
 
 fn mib(bytes: u64) -> u64 {
@@ -217,18 +266,27 @@ mod tests {
     }
 
     #[test]
-    fn the_window_gives_way_before_the_gang() {
+    fn a_refusal_says_how_much_is_missing() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(budget_that_fits(GIB, GIB, 4 * GIB), Ok(GIB));
-        assert_eq!(budget_that_fits(GIB, 2 * GIB, 2 * GIB), Ok(GIB));
-        assert_eq!(
-            budget_that_fits(GIB, GIB, GIB + WINDOW_BUDGET_MIN_BYTES),
-            Ok(WINDOW_BUDGET_MIN_BYTES)
-        );
-        let error = budget_that_fits(GIB, GIB, GIB).expect_err("too little");
+        let error = grant(WindowBudget::Auto, GIB, GIB, GIB).expect_err("too little");
         assert!(
             error.contains("1024 MiB") && error.contains("64 MiB"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_has_arrived_is_not_promised_any_more() {
+        let [a, b] = [1, 2].map(Uuid::from_u128);
+        let promised = Promised {
+            source: "a".into(),
+            guests: vec![(a, 100), (b, 20)],
+            window_bytes: 3,
+        };
+        let outstanding =
+            |running: &[Uuid]| promised.outstanding_bytes(&running.iter().copied().collect());
+        assert_eq!(outstanding(&[]), 123);
+        assert_eq!(outstanding(&[a, Uuid::from_u128(3)]), 23);
+        assert_eq!(outstanding(&[a, b]), 3, "the session goes on");
     }
 }

@@ -4,15 +4,15 @@
 #[allow(dead_code, reason = "each test binary uses a part")]
 mod common;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use common::{Fake, Options, Rig, Script, URI, error_of, names};
 use uuid::Uuid;
-use vmgang_engine::{DestinationHost, MemberOffer, Offer, PeerName};
-use vmgang_service::memory::Memory;
-use vmgang_service::peers::{Admittance, Peers};
+use vmgang_libvirt::ListedDomain;
+use vmgang_service::hypervisor::Hypervisor;
 use zbus::{OwnedVariant, Variant};
 
 fn all() -> Options<'static> {
@@ -172,47 +172,98 @@ async fn a_daemon_that_stops_starts_no_job_any_more() {
     assert_eq!(*rig.fake.started.lock().expect("lock"), 0);
 }
 
-#[test]
-fn memory_is_promised_once() {
+#[tokio::test]
+async fn a_member_that_libvirt_works_on_is_refused() {
+    let rig = Rig::new(Fake::new(&[
+        ("vm1", Script::Good),
+        ("vm2", Script::BeingSaved),
+    ]))
+    .await;
+    let (name, text) = error_of(rig.migrate("", URI, all()).await);
+    assert_eq!(name, "org.vmgang.Error.Busy");
+    assert!(text.contains("virsh domjobabort vm2"), "{text}");
+    assert_eq!(rig.fake.sessions.load(SeqCst), 0, "the peer was not called");
+}
+
+#[tokio::test]
+async fn domains_that_are_there_already_are_named() {
+    let listed = |name: &str, uuid, active| ListedDomain {
+        name: name.into(),
+        uuid,
+        active,
+    };
+    let fake = || Fake::new(&[("vm1", Script::Good)]);
+    let refused = async |fake: Fake| error_of(Rig::new(fake).await.migrate("", URI, all()).await);
+
+    let mut runs = fake();
+    let uuid = runs.domains().expect("listed")[0].uuid;
+    runs.there = vec![listed("other-name", uuid, true)];
+    let (name, text) = refused(runs).await;
+    assert_eq!(name, "org.vmgang.Error.MemberNotMigratable");
+    assert!(text.contains("vm1 runs on"), "{text}");
+
+    let mut same_name = fake();
+    same_name.there = vec![listed("vm1", Uuid::new_v4(), false)];
+    let (_, text) = refused(same_name).await;
+    assert!(text.contains("another domain named vm1"), "{text}");
+
+    // Its own definition, left there by an earlier migration.
+    let mut defined = fake();
+    let uuid = defined.domains().expect("listed")[0].uuid;
+    defined.there = vec![listed("vm1", uuid, false)];
+    let (_rig, report) = run(defined, all()).await;
+    assert_eq!(report["state"], "completed", "{report}");
+}
+
+#[tokio::test]
+async fn the_session_opens_while_the_destination_is_looked_at() {
+    let mut fake = Fake::new(&[("vm1", Script::Good)]);
+    fake.answers_after_call = true;
+    let (_rig, report) = run(fake, all()).await;
+    assert_eq!(report["state"], "completed", "{report}");
+}
+
+#[tokio::test]
+async fn a_session_that_opened_for_nothing_ends() {
+    let mut fake = Fake::new(&[("vm1", Script::Good)]);
+    fake.answers_after_call = true;
+    let rig = Rig::new(fake).await;
+    let uri = "qemu+tls://unreachable/system";
+    let (name, text) = error_of(rig.migrate("", uri, all()).await);
+    assert_eq!(name, "org.vmgang.Error.DestinationUnreachable");
+    assert!(text.contains("no route"), "{text}");
+    let ended = async {
+        while rig.fake.sessions.load(SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    assert!(ended.is_ok(), "the session stays open");
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 0);
+    // Nothing stays reserved either.
+    let job = rig.migrate("", URI, all()).await.expect("starts");
+    assert_eq!(rig.report(&job).await["state"], "completed");
+}
+
+#[tokio::test]
+async fn the_peer_is_asked_about_all_members_at_once() {
+    let mut fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::Good)]);
+    fake.outcomes = Arc::new(tokio::sync::Barrier::new(2));
+    let (_rig, report) = run(fake, all()).await;
+    assert_eq!(names(&report, "state"), ["migrated", "migrated"]);
+    for domain in 0..2 {
+        assert_eq!(report["domains"][domain]["downtime_ms"], 7, "{report}");
+    }
+}
+
+#[tokio::test]
+async fn the_offer_follows_the_gangs_memory_and_this_hosts() {
     const GIB: u64 = 1 << 30;
-    let host = Admittance {
-        hypervisor: Arc::new(Fake::new(&[])),
-        peers: Arc::new(Peers::default()),
-        allow_peers: Vec::new(),
-        window_budget_bytes: GIB,
-        memory: Box::new(|| {
-            Ok(Memory {
-                total_bytes: 8 * GIB,
-                available_bytes: 4 * GIB,
-            })
-        }),
-        sessions: Mutex::new(BTreeMap::new()),
-    };
-    let peer = PeerName {
-        address: "10.0.0.1:5000".parse().expect("an address"),
-        certificate_names: Vec::new(),
-    };
-    let offer = || Offer {
-        job: Uuid::new_v4(),
-        gang: String::new(),
-        source_host: "a".into(),
-        window_budget_bytes: GIB,
-        members: vec![MemberOffer {
-            uuid: Uuid::new_v4(),
-            name: "vm".into(),
-            memory_bytes: 3 * GIB / 2,
-            fixed_owner: None,
-        }],
-    };
-    let budget = |offer: &Offer| host.admit(offer, &peer).map(|a| a.window_budget_bytes);
-    let first = offer();
-    assert_eq!(budget(&first), Ok(GIB));
-    let error = budget(&first).expect_err("the same job twice");
-    assert!(error.contains("already"), "{error}");
-    // 1.5 GiB are left, which the guest alone would take.
-    let second = offer();
-    let error = budget(&second).expect_err("promised to the first");
-    assert!(error.contains("2560 MiB"), "{error}");
-    host.session_ended(first.job);
-    assert_eq!(budget(&second), Ok(GIB));
+    for (available, offered) in [(64 * GIB, 2 * GIB + (128 << 20)), (4 * GIB, GIB)] {
+        let mut fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::Good)]);
+        fake.available_bytes = available;
+        let (rig, report) = run(fake, all()).await;
+        assert_eq!(report["state"], "completed", "{report}");
+        assert_eq!(*rig.fake.window_offered.lock().expect("lock"), offered);
+    }
 }

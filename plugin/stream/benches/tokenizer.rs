@@ -1,9 +1,11 @@
 //! Speed of the tokeniser on one core, over streams as QEMU writes them. Throughput is bytes
 //! of the stream.
 //!
-//! Run with `cargo bench -p vmgang-stream`.
+//! Run with `cargo bench -p vmgang-stream`. With `STREAM` set to a recorded stream, or to a
+//! directory of them (`make record`), those are tokenised as well.
 
 use std::hint::black_box;
+use std::path::PathBuf;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vmgang_stream::synthetic::StreamBuilder;
@@ -13,11 +15,11 @@ use vmgang_stream::{PAGE_BYTES, Token, Tokenizer};
 const CHUNK_BYTES: usize = 256 << 10;
 const PAGES: u64 = 16_384;
 
-/// A stream of `PAGES` pages of which `zero_percent` are zero, in sections of 100 pages.
-fn stream(zero_percent: u64) -> Vec<u8> {
+/// A stream of `PAGES` pages of which `zero_percent` are zero, in sections of so many pages.
+fn stream(zero_percent: u64, section: u64) -> Vec<u8> {
     let mut builder = StreamBuilder::new(PAGES * PAGE_BYTES as u64);
     for number in 0..PAGES {
-        if number % 100 == 0 {
+        if number % section == 0 {
             builder.begin_part();
         }
         let address = number * PAGE_BYTES as u64;
@@ -26,7 +28,7 @@ fn stream(zero_percent: u64) -> Vec<u8> {
         } else {
             builder.page(address, &[number as u8; PAGE_BYTES]);
         }
-        if number % 100 == 99 || number + 1 == PAGES {
+        if number % section == section - 1 || number + 1 == PAGES {
             builder.end_ram_section();
         }
     }
@@ -50,11 +52,15 @@ fn tokenise(stream: &[u8]) -> usize {
 
 fn tokenizer(c: &mut Criterion) {
     let mut group = c.benchmark_group("tokenizer");
-    for zero_percent in [0, 50, 99, 100] {
-        let stream = stream(zero_percent);
+    let mixes = [(0, 100), (50, 100), (99, 100), (100, 100), (100, PAGES)];
+    for (zero_percent, section) in mixes {
+        let stream = stream(zero_percent, section);
         group.throughput(Throughput::Bytes(stream.len() as u64));
         group.bench_with_input(
-            BenchmarkId::new("zero percent", zero_percent),
+            BenchmarkId::new(
+                format!("sections of {section}"),
+                format!("{zero_percent}% zero"),
+            ),
             &stream,
             |bencher, stream| bencher.iter(|| tokenise(black_box(stream))),
         );
@@ -62,5 +68,39 @@ fn tokenizer(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, tokenizer);
+/// The streams that `STREAM` names.
+fn recorded_streams() -> Vec<PathBuf> {
+    let Some(path) = std::env::var_os("STREAM").map(PathBuf::from) else {
+        return Vec::new();
+    };
+    if !path.is_dir() {
+        return vec![path];
+    }
+    let mut files: Vec<_> = std::fs::read_dir(&path)
+        .expect("STREAM can be listed")
+        .map(|entry| entry.expect("STREAM can be listed").path())
+        .filter(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == "stream")
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn recorded(c: &mut Criterion) {
+    let mut group = c.benchmark_group("recorded");
+    group.sample_size(20);
+    for path in recorded_streams() {
+        let stream = std::fs::read(&path).expect("a recorded stream can be read");
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        group.throughput(Throughput::Bytes(stream.len() as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(name), &stream, |b, stream| {
+            b.iter(|| tokenise(black_box(stream)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, tokenizer, recorded);
 criterion_main!(benches);

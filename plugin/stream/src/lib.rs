@@ -16,6 +16,7 @@ mod return_path;
 #[cfg(feature = "synthetic")]
 pub mod synthetic;
 mod tokenizer;
+mod zero_run;
 
 pub use progress::Progress;
 pub use return_path::ReturnPath;
@@ -33,9 +34,14 @@ pub type Page = [u8; PAGE_BYTES];
 pub enum Token<'a> {
     /// Bytes passed on as they are.
     Opaque(&'a [u8]),
-    /// A zero record in the same RAM block as the record before it:
-    /// be64 (address | ZERO | CONTINUE), then the fill byte. 9 bytes.
-    Zero { address: u64, fill: u8 },
+    /// `count` zero records, at least one, in the same RAM block as the record before them,
+    /// each one page further than the one before it, none beyond the end of addresses:
+    /// be64 (address | ZERO | CONTINUE), then the fill byte. 9 bytes each.
+    Zeros {
+        address: u64,
+        fill: u8,
+        count: usize,
+    },
     /// A page record in the same RAM block as the record before it:
     /// be64 (address | PAGE | CONTINUE), then the page. 4104 bytes.
     Page { address: u64, body: &'a Page },
@@ -48,7 +54,7 @@ impl Token<'_> {
     pub fn stream_len(&self) -> usize {
         match self {
             Token::Opaque(bytes) => bytes.len(),
-            Token::Zero { .. } => rebuild::ZERO_RECORD_BYTES,
+            Token::Zeros { count, .. } => count * rebuild::ZERO_RECORD_BYTES,
             Token::Page { .. } => rebuild::PAGE_RECORD_BYTES,
             Token::Body(_) => PAGE_BYTES,
         }

@@ -3,6 +3,8 @@
 //! Must not: influence tokenising. It only watches records go by; bad input can make it
 //! wrong about a pass, never about a byte.
 
+use crate::PAGE_BYTES;
+
 /// At most this many RAM blocks are remembered for their order; a stream with more only
 /// loses the exact end of its first pass.
 const BLOCKS_MAX: usize = 1024;
@@ -123,6 +125,13 @@ impl Progress {
             self.current = next;
             self.last_address = None;
         }
+    }
+
+    /// `count` more zero records behind that of `address`, one page after the other.
+    pub(crate) fn more_zeros(&mut self, address: u64, count: usize) {
+        self.zero_records += count as u64;
+        self.records_in_section += count as u64;
+        self.last_address = Some(address + (count * PAGE_BYTES) as u64);
     }
 
     fn record(&mut self, address: u64) {

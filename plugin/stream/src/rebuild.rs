@@ -11,8 +11,13 @@ pub const PAGE_RECORD_BYTES: usize = 8 + PAGE_BYTES;
 
 /// Appends a zero record. `address` is a page-aligned offset in the RAM block.
 pub fn zero_record(out: &mut Vec<u8>, address: u64, fill: u8) {
-    out.extend_from_slice(&(address | record::ZERO_CONTINUE).to_be_bytes());
+    out.extend_from_slice(&zero_word(address).to_be_bytes());
     out.push(fill);
+}
+
+/// The first eight bytes of a zero record, as a number.
+pub(crate) fn zero_word(address: u64) -> u64 {
+    address | record::ZERO_CONTINUE
 }
 
 /// Appends the header of a page record; the page follows it.
@@ -30,7 +35,15 @@ pub fn page_record(out: &mut Vec<u8>, address: u64, body: &Page) {
 pub fn token(out: &mut Vec<u8>, token: &Token<'_>) {
     match *token {
         Token::Opaque(bytes) => out.extend_from_slice(bytes),
-        Token::Zero { address, fill } => zero_record(out, address, fill),
+        Token::Zeros {
+            address,
+            fill,
+            count,
+        } => {
+            for number in 0..count {
+                zero_record(out, address + (number * PAGE_BYTES) as u64, fill);
+            }
+        }
         Token::Page { address, body } => page_record(out, address, body),
         Token::Body(body) => out.extend_from_slice(body),
     }

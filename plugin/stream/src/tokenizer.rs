@@ -4,8 +4,9 @@
 //! Must not: fail. What it does not understand becomes [`Token::Opaque`]; what it cannot
 //! follow at all turns the rest of the connection opaque.
 
+use crate::rebuild::{PAGE_RECORD_BYTES, ZERO_RECORD_BYTES};
 use crate::record::{self, be16, be32, be64, counted_string};
-use crate::{PAGE_BYTES, Page, Progress, Token};
+use crate::{PAGE_BYTES, Page, Progress, Token, zero_run};
 
 /// No single unit of the format is longer: a command carries up to 64 KiB, an XBZRLE or
 /// compressed page likewise, plus headers.
@@ -47,8 +48,10 @@ enum Unit<'a> {
     Incomplete,
     /// `len` bytes that stay as they are.
     Skip(usize),
-    /// A structured token of `len` bytes.
-    Token(usize, Token<'a>),
+    /// A zero record with CONTINUE.
+    Zero { address: u64, fill: u8 },
+    /// A page record with CONTINUE.
+    Page { address: u64, body: &'a Page },
     /// `header` opaque bytes, then a page.
     HeaderAndBody(usize, &'a Page),
 }
@@ -138,10 +141,23 @@ impl Tokenizer {
                     break;
                 }
                 Unit::Skip(len) => at += len,
-                Unit::Token(len, token) => {
+                Unit::Zero { address, fill } => {
                     emit_opaque(opaque_from, at, &mut sink);
-                    sink(token);
-                    at += len;
+                    at += ZERO_RECORD_BYTES;
+                    let more = zero_run::following(&buf[at..], address, fill);
+                    self.progress.more_zeros(address, more);
+                    sink(Token::Zeros {
+                        address,
+                        fill,
+                        count: 1 + more,
+                    });
+                    at += more * ZERO_RECORD_BYTES;
+                    opaque_from = at;
+                }
+                Unit::Page { address, body } => {
+                    emit_opaque(opaque_from, at, &mut sink);
+                    sink(Token::Page { address, body });
+                    at += PAGE_RECORD_BYTES;
                     opaque_from = at;
                 }
                 Unit::HeaderAndBody(header, body) => {
@@ -178,7 +194,9 @@ impl Tokenizer {
                     self.torn = unit.to_vec();
                     return buf.len();
                 }
-                Unit::Skip(len) | Unit::Token(len, _) => len,
+                Unit::Skip(len) => len,
+                Unit::Zero { .. } => ZERO_RECORD_BYTES,
+                Unit::Page { .. } => PAGE_RECORD_BYTES,
                 Unit::HeaderAndBody(header, _) => header + PAGE_BYTES,
             };
             match unit_len.checked_sub(out) {
@@ -355,12 +373,12 @@ impl Tokenizer {
             record::PAGE_CONTINUE => {
                 let body: &Page = buf.get(8..8 + PAGE_BYTES)?.try_into().ok()?;
                 self.progress.page(address);
-                Some(Unit::Token(8 + PAGE_BYTES, Token::Page { address, body }))
+                Some(Unit::Page { address, body })
             }
             record::ZERO_CONTINUE => {
                 let fill = *buf.get(8)?;
                 self.progress.zero(address);
-                Some(Unit::Token(9, Token::Zero { address, fill }))
+                Some(Unit::Zero { address, fill })
             }
             record::FLAG_PAGE => {
                 let (name, next) = counted_string(buf, 8)?;

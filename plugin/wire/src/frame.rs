@@ -3,8 +3,9 @@
 //! Owns: which fields each kind has. Must not: interpret a DATA payload (see `payload`).
 
 use crate::cursor::{Reader, put_text};
+use crate::hello::further_connection;
 use crate::{
-    CHANNELS_MAX, FrameHeader, HEADER_BYTES, Hello, Kind, MEMBERS_MAX, STREAM_BYTES_MAX,
+    CHANNELS_MAX, FrameHeader, HEADER_BYTES, Hello, Join, Kind, MEMBERS_MAX, STREAM_BYTES_MAX,
     TEXT_BYTES_MAX, Welcome, WireError,
 };
 
@@ -103,7 +104,7 @@ pub struct Data<'a> {
     pub sequence: u64,
     /// Stream bytes this piece stands for, 1 to [`STREAM_BYTES_MAX`].
     pub stream_len: u32,
-    /// Keyed BLAKE3 of those bytes, cut to 128 bits.
+    /// XXH3-128 of those bytes with the session's secret, see [`crate::FRAME_DIGEST_CONTEXT`].
     pub digest: [u8; 16],
     pub compression: Compression,
     /// See [`crate::payload`].
@@ -161,6 +162,11 @@ pub enum Frame<'a> {
     },
     Goodbye,
     Alive,
+    Join(Join),
+    /// The next DATA frame is on that connection.
+    Elsewhere {
+        connection: u8,
+    },
 }
 
 impl<'a> Frame<'a> {
@@ -179,6 +185,8 @@ impl<'a> Frame<'a> {
             Frame::Outcome { .. } => (Kind::Outcome, 0),
             Frame::Goodbye => (Kind::Goodbye, 0),
             Frame::Alive => (Kind::Alive, 0),
+            Frame::Join(_) => (Kind::Join, 0),
+            Frame::Elsewhere { .. } => (Kind::Elsewhere, 0),
         }
     }
 
@@ -241,6 +249,8 @@ impl<'a> Frame<'a> {
                     out.extend_from_slice(&value.unwrap_or(0).to_le_bytes());
                 }
             }
+            Frame::Join(join) => join.encode_body(out),
+            Frame::Elsewhere { connection } => out.push(*connection),
             Frame::Finish { .. } | Frame::Goodbye | Frame::Alive => {}
         }
     }
@@ -318,6 +328,10 @@ impl<'a> Frame<'a> {
             }
             Kind::Goodbye => Frame::Goodbye,
             Kind::Alive => Frame::Alive,
+            Kind::Join => Frame::Join(Join::decode_body(r)?),
+            Kind::Elsewhere => Frame::Elsewhere {
+                connection: further_connection(r)?,
+            },
         };
         reader.finish()?;
         Ok(frame)

@@ -59,6 +59,10 @@ kinds! {
     Goodbye = 12, max 0;
     /// Either, now and then: the session is alive though nothing else is sent.
     Alive = 13, max 0;
+    /// Source: this connection is one more of a session.
+    Join = 14, max 64;
+    /// Source: the next DATA frame is on another connection.
+    Elsewhere = 15, max 16;
 }
 
 /// What stands in front of a frame's body.

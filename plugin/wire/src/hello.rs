@@ -1,11 +1,15 @@
-//! The handshake: what the source offers, and what the destination grants.
+//! The handshake: what the source offers, what the destination grants, and what makes a further
+//! connection one of the session's.
 //!
 //! Must not: judge an offer; it only says whether it is well-formed.
 
 use uuid::Uuid;
 
 use crate::cursor::{Reader, put_text};
-use crate::{MEMBERS_MAX, NAME_BYTES_MAX, WireError};
+use crate::{CONNECTIONS_MAX, MEMBERS_MAX, NAME_BYTES_MAX, WireError};
+
+/// The source can send over further connections.
+pub const FEATURE_CONNECTIONS: u32 = 1;
 
 /// A session as the source proposes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +17,7 @@ pub struct Hello {
     pub job: Uuid,
     /// Keys page digests and frame digests of this session.
     pub integrity_key: [u8; 32],
-    /// Optional features the source has, one bit each. None is defined yet.
+    /// Optional features the source has, one bit each; bits that are not known are ignored.
     pub features: u32,
     /// Bytes the page window may take.
     pub window_budget_bytes: u64,
@@ -96,26 +100,93 @@ impl Hello {
 /// What the destination grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
-    /// Features both have.
-    pub features: u32,
     /// At most what was offered.
     pub window_budget_bytes: u64,
     /// Stream bytes a channel may have under way, before any CREDIT.
     pub channel_credit_bytes: u32,
+    /// [`FEATURE_CONNECTIONS`], if both have it.
+    pub more_connections: Option<MoreConnections>,
+}
+
+/// Leave to open further connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoreConnections {
+    /// How many the session may have in all, 2 to [`CONNECTIONS_MAX`].
+    pub connections: u8,
+    /// What [`Join`] must show.
+    pub token: [u8; 16],
 }
 
 impl Welcome {
     pub(crate) fn encode_body(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.features.to_le_bytes());
+        let features = match self.more_connections {
+            Some(_) => FEATURE_CONNECTIONS,
+            None => 0,
+        };
+        out.extend_from_slice(&features.to_le_bytes());
         out.extend_from_slice(&self.window_budget_bytes.to_le_bytes());
         out.extend_from_slice(&self.channel_credit_bytes.to_le_bytes());
+        if let Some(more) = &self.more_connections {
+            out.push(more.connections);
+            out.extend_from_slice(&more.token);
+        }
+    }
+
+    pub(crate) fn decode_body(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let features = reader.u32("features")?;
+        // No source offers another one, so none may be granted.
+        if features & !FEATURE_CONNECTIONS != 0 {
+            return Err(WireError::Value("features"));
+        }
+        Ok(Self {
+            window_budget_bytes: reader.u64("window_budget")?,
+            channel_credit_bytes: reader.u32("channel_credit")?,
+            more_connections: if features & FEATURE_CONNECTIONS == 0 {
+                None
+            } else {
+                let connections = reader.u8("connections")?;
+                if !(2..=CONNECTIONS_MAX).contains(&connections) {
+                    return Err(WireError::Value("connections"));
+                }
+                Some(MoreConnections {
+                    connections,
+                    token: reader.array("token")?,
+                })
+            },
+        })
+    }
+}
+
+/// The first frame of a further connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    pub job: Uuid,
+    /// As granted.
+    pub token: [u8; 16],
+    /// Which one of the session it is, 1 to [`CONNECTIONS_MAX`] - 1.
+    pub connection: u8,
+}
+
+impl Join {
+    pub(crate) fn encode_body(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.job.as_bytes());
+        out.extend_from_slice(&self.token);
+        out.push(self.connection);
     }
 
     pub(crate) fn decode_body(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self {
-            features: reader.u32("features")?,
-            window_budget_bytes: reader.u64("window_budget")?,
-            channel_credit_bytes: reader.u32("channel_credit")?,
+            job: Uuid::from_bytes(reader.array("job")?),
+            token: reader.array("token")?,
+            connection: further_connection(reader)?,
         })
+    }
+}
+
+/// The number of a connection that is not the first one.
+pub(crate) fn further_connection(reader: &mut Reader<'_>) -> Result<u8, WireError> {
+    match reader.u8("connection")? {
+        connection @ 1..CONNECTIONS_MAX => Ok(connection),
+        _ => Err(WireError::Value("connection")),
     }
 }

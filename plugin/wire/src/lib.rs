@@ -16,7 +16,7 @@ pub mod payload;
 
 pub use frame::{Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, Outcome, RefuseCode};
 pub use header::{FrameHeader, HEADER_BYTES, Kind};
-pub use hello::{Hello, MemberHello, Welcome};
+pub use hello::{FEATURE_CONNECTIONS, Hello, Join, MemberHello, MoreConnections, Welcome};
 
 /// The version of the protocol this build speaks.
 pub const VERSION: u8 = 1;
@@ -29,8 +29,13 @@ pub const STREAM_BYTES_MAX: usize = 1024 * 1024;
 pub const MEMBERS_MAX: usize = 1024;
 /// Connections of one session, over all members and all time.
 pub const CHANNELS_MAX: u32 = 65_536;
+/// Connections of one session.
+pub const CONNECTIONS_MAX: u8 = 16;
 /// Return path bytes a channel may have under way, before any CREDIT.
 pub const RETURN_CREDIT_BYTES: usize = 1024 * 1024;
+/// With this BLAKE3 derives the secret of frame digests from a session's integrity key: its
+/// first 192 bytes of output are the secret of XXH3-128.
+pub const FRAME_DIGEST_CONTEXT: &str = "vmgang 1 frame digest";
 /// Names of hosts, gangs and members, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Free text in a refusal or a reset.

@@ -4,8 +4,9 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 use vmgang_wire::{
-    Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, FrameHeader, HEADER_BYTES, Hello,
-    Kind, MemberHello, Outcome, RefuseCode, Welcome, WireError,
+    CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, FrameHeader,
+    HEADER_BYTES, Hello, Join, Kind, MemberHello, MoreConnections, Outcome, RefuseCode, Welcome,
+    WireError,
 };
 
 fn encode(frame: &Frame<'_>) -> Vec<u8> {
@@ -38,9 +39,17 @@ fn samples() -> Vec<Frame<'static>> {
             }],
         }),
         Frame::Welcome(Welcome {
-            features: 0,
             window_budget_bytes: 1 << 29,
             channel_credit_bytes: 1 << 23,
+            more_connections: None,
+        }),
+        Frame::Welcome(Welcome {
+            window_budget_bytes: 1 << 29,
+            channel_credit_bytes: 1 << 23,
+            more_connections: Some(MoreConnections {
+                connections: CONNECTIONS_MAX,
+                token: [8; 16],
+            }),
         }),
         Frame::Refuse {
             code: RefuseCode::Offer,
@@ -90,6 +99,12 @@ fn samples() -> Vec<Frame<'static>> {
         },
         Frame::Goodbye,
         Frame::Alive,
+        Frame::Join(Join {
+            job: Uuid::from_u128(0x1234),
+            token: [8; 16],
+            connection: 1,
+        }),
+        Frame::Elsewhere { connection: 15 },
     ]
 }
 
@@ -242,4 +257,44 @@ fn a_compression_must_say_its_length_and_no_compression_none() {
     let mut bytes = good;
     bytes[number + 1] = 0;
     assert!(decode(&bytes).is_err(), "no length");
+}
+
+proptest! {
+    #[test]
+    fn joining_comes_back_and_only_with_connections_there_may_be(
+        job in any::<u128>(),
+        token in any::<[u8; 16]>(),
+        number in any::<u8>(),
+    ) {
+        let join = Frame::Join(Join { job: Uuid::from_u128(job), token, connection: number });
+        let elsewhere = Frame::Elsewhere { connection: number };
+        let welcome = Frame::Welcome(Welcome {
+            window_budget_bytes: 1,
+            channel_credit_bytes: 2,
+            more_connections: Some(MoreConnections { connections: number, token }),
+        });
+        for (frame, allowed) in [
+            (join, 1..CONNECTIONS_MAX),
+            (elsewhere, 1..CONNECTIONS_MAX),
+            (welcome, 2..CONNECTIONS_MAX + 1),
+        ] {
+            let bytes = encode(&frame);
+            if allowed.contains(&number) {
+                prop_assert_eq!(decode(&bytes), Ok(frame));
+            } else {
+                prop_assert!(matches!(decode(&bytes), Err(WireError::Value(_))));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_feature_that_no_source_offers_cannot_be_granted() {
+    let mut bytes = encode(&Frame::Welcome(Welcome {
+        window_budget_bytes: 1,
+        channel_credit_bytes: 2,
+        more_connections: None,
+    }));
+    bytes[HEADER_BYTES] = 2;
+    assert_eq!(decode(&bytes), Err(WireError::Value("features")));
 }

@@ -323,6 +323,30 @@ fn a_run_of_zero_pages_costs_a_few_bytes() {
 }
 
 #[test]
+fn runs_of_zero_pages_are_written_like_their_records() {
+    // The second goes on with the first, the others do not.
+    let runs = [
+        (0, 7, 20),
+        (20, 7, 1),
+        (21, 8, 3),
+        (30, 8, 2),
+        (30, 8, 0),
+        (32, 8, 300),
+    ];
+    let mut by_run = Encoder::default();
+    let mut by_record = Encoder::default();
+    for (page, fill, count) in runs {
+        by_run.zeros(page << 12, fill, count);
+        for number in 0..count as u64 {
+            by_record.zero((page + number) << 12, fill);
+        }
+    }
+    let (mut payload, mut expected) = (Vec::new(), Vec::new());
+    assert_eq!(by_run.finish(&mut payload), by_record.finish(&mut expected));
+    assert_eq!(payload, expected);
+}
+
+#[test]
 fn literal_bytes_left_over_are_an_error() {
     let mut encoder = Encoder::default();
     encoder.opaque(b"abc");

@@ -8,9 +8,9 @@ use vmgang_wire::payload::{
     PAGE_BYTES, PageBlocks, Place,
 };
 use vmgang_wire::{
-    BODY_BYTES_MAX, CHANNELS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Frame, FrameHeader,
-    HEADER_BYTES, Kind, MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES, STREAM_BYTES_MAX,
-    TEXT_BYTES_MAX, VERSION,
+    BODY_BYTES_MAX, CHANNELS_MAX, CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Frame,
+    FrameHeader, HEADER_BYTES, Kind, MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES,
+    STREAM_BYTES_MAX, TEXT_BYTES_MAX, VERSION,
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -108,6 +108,7 @@ fn the_limits_are_those_of_the_code() {
         ("RETURN_CREDIT_BYTES", RETURN_CREDIT_BYTES as u64),
         ("MEMBERS_MAX", MEMBERS_MAX as u64),
         ("CHANNELS_MAX", u64::from(CHANNELS_MAX)),
+        ("CONNECTIONS_MAX", u64::from(CONNECTIONS_MAX)),
         ("NAME_BYTES_MAX", NAME_BYTES_MAX as u64),
         ("TEXT_BYTES_MAX", TEXT_BYTES_MAX as u64),
         ("PAGE_BYTES", PAGE_BYTES as u64),

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use vmgang_e2e::{uri, vmgang};
 use vmgang_lab::Host;
 
-use crate::gang::{GANG, GUESTS};
+use crate::gang::GANG;
 
 /// A way to move the gang.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +37,18 @@ impl Contender {
         }
     }
 
-    /// Moves the gang and returns when every guest runs on the other host.
-    pub fn migrate(self, from: &Host, to: &Host) -> Result<()> {
+    /// Moves the gang of these guests and returns when every one runs on the other host.
+    pub fn migrate(self, guests: &[&str], from: &Host, to: &Host) -> Result<()> {
         match self {
             Contender::StockSequential => {
-                for guest in GUESTS {
+                for guest in guests {
                     from.run(&virsh(guest, &uri(to), &[]))?;
                 }
                 Ok(())
             }
-            Contender::StockParallel => parallel(from, to, &[]),
+            Contender::StockParallel => parallel(guests, from, to, &[]),
             Contender::StockParallelZstd => parallel(
+                guests,
                 from,
                 to,
                 &["--parallel", "--compressed", "--comp-methods", "zstd"],
@@ -80,8 +81,8 @@ fn virsh(guest: &str, destination: &str, more: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn parallel(from: &Host, to: &Host, more: &[&str]) -> Result<()> {
-    let running = GUESTS
+fn parallel(guests: &[&str], from: &Host, to: &Host, more: &[&str]) -> Result<()> {
+    let running = guests
         .iter()
         .map(|guest| {
             let piped = std::process::Stdio::piped;
@@ -89,7 +90,7 @@ fn parallel(from: &Host, to: &Host, more: &[&str]) -> Result<()> {
             Ok(command.stdout(piped()).stderr(piped()).spawn()?)
         })
         .collect::<Result<Vec<_>>>()?;
-    for (guest, child) in GUESTS.iter().zip(running) {
+    for (guest, child) in guests.iter().zip(running) {
         let output = child.wait_with_output()?;
         ensure!(
             output.status.success(),

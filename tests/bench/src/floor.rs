@@ -1,12 +1,14 @@
 //! The floor: what the contents of a gang come to when everything is known in advance and time
 //! does not matter.
 //!
-//! Every distinct page over all members once, in order of appearance, through one zstd stream
-//! with long-range matching over a window of 128 MiB, like `zstd -19 --long`. Not counted: zero
-//! records, headers, device state, and which page goes where; no migration gets quite there.
+//! Every distinct page over all members once, in order of appearance, through one zstd stream: like
+//! `zstd -19 --long` for the floor itself, and at low levels for what a migration in a hurry could
+//! come to. Not counted: zero records, headers, device state, and which page goes where; no
+//! migration gets quite there.
 //! Must not: use the engine's own encoder.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -20,7 +22,48 @@ use crate::streams::StreamSet;
 
 /// What `zstd --long` uses: 128 MiB.
 const WINDOW_LOG: u32 = 27;
-/// The file beside a recorded set that keeps its floor.
+
+/// How the distinct pages are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Method {
+    pub level: i32,
+    /// Long-range matching over 128 MiB; otherwise the window of the level.
+    pub long: bool,
+}
+
+impl Method {
+    /// The floor.
+    pub const FLOOR: Method = Method {
+        level: 19,
+        long: true,
+    };
+    /// What the floor is seen beside.
+    pub const QUICK: [Method; 3] = [
+        Method {
+            level: 3,
+            long: true,
+        },
+        Method {
+            level: 1,
+            long: true,
+        },
+        Method {
+            level: 1,
+            long: false,
+        },
+    ];
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "zstd -{}", self.level)?;
+        if self.long {
+            write!(f, " --long={WINDOW_LOG}")?;
+        }
+        Ok(())
+    }
+}
+/// The file beside a recorded set that keeps what was found out about it.
 const CACHE: &str = "floor.json";
 
 /// The floor of one set.
@@ -28,8 +71,7 @@ const CACHE: &str = "floor.json";
 pub struct Floor {
     /// Of the set it belongs to.
     pub digest: String,
-    pub level: i32,
-    pub window_log: u32,
+    pub method: Method,
     pub page_records: u64,
     pub distinct_pages: u64,
     pub bytes: u64,
@@ -39,24 +81,31 @@ pub struct Floor {
 
 impl Floor {
     /// Reads what is kept beside a recorded set, or computes it and keeps it there.
-    pub fn of(set: &StreamSet, level: i32) -> Result<Self> {
+    pub fn of(set: &StreamSet, method: Method) -> Result<Self> {
         let cache = set.dir.as_deref().map(|dir| dir.join(CACHE));
         let digest = set.digest();
-        if let Some(floor) = cache.as_deref().and_then(load)
-            && (floor.digest.as_str(), floor.level) == (digest.as_str(), level)
-        {
-            return Ok(floor);
+        // Those of a set that is no longer there are forgotten.
+        let known = || {
+            let mut known = cache.as_deref().and_then(load).unwrap_or_default();
+            known.retain(|floor| floor.digest == digest);
+            known
+        };
+        if let Some(floor) = known().iter().find(|floor| floor.method == method) {
+            return Ok(floor.clone());
         }
-        let floor = compute(set, digest, level)?;
-        if let Some(path) = cache {
-            std::fs::write(&path, serde_json::to_vec_pretty(&floor)?)
+        let floor = compute(set, &digest, method)?;
+        if let Some(path) = &cache {
+            // Read again: it took minutes, and others may have added theirs.
+            let mut known = known();
+            known.push(floor.clone());
+            std::fs::write(path, serde_json::to_vec_pretty(&known)?)
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(floor)
     }
 }
 
-fn load(path: &Path) -> Option<Floor> {
+fn load(path: &Path) -> Option<Vec<Floor>> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
@@ -74,11 +123,13 @@ impl Write for Counting {
     }
 }
 
-fn compute(set: &StreamSet, digest: String, level: i32) -> Result<Floor> {
+fn compute(set: &StreamSet, digest: &str, method: Method) -> Result<Floor> {
     let start = Instant::now();
-    let mut encoder = zstd::Encoder::new(Counting(0), level)?;
-    encoder.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
-    encoder.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
+    let mut encoder = zstd::Encoder::new(Counting(0), method.level)?;
+    if method.long {
+        encoder.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
+        encoder.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
+    }
     let mut seen = HashSet::new();
     let mut page_records = 0;
     for member in &set.members {
@@ -96,9 +147,8 @@ fn compute(set: &StreamSet, digest: String, level: i32) -> Result<Floor> {
     }
     let bytes = encoder.finish()?.0;
     Ok(Floor {
-        digest,
-        level,
-        window_log: WINDOW_LOG,
+        digest: digest.to_owned(),
+        method,
         page_records,
         distinct_pages: seen.len() as u64,
         bytes,
@@ -111,6 +161,11 @@ mod tests {
     use super::*;
     use crate::synthetic::Kind;
 
+    const QUICK: Method = Method {
+        level: 1,
+        long: true,
+    };
+
     #[test]
     fn counts_a_content_once_however_often_it_comes() {
         let once = StreamSet::synthetic(Kind::Mixed, 1, 4);
@@ -119,8 +174,8 @@ mod tests {
             .members
             .extend(StreamSet::synthetic(Kind::Mixed, 1, 4).members);
         let (once, twice) = (
-            Floor::of(&once, 1).expect("a floor"),
-            Floor::of(&twice, 1).expect("a floor"),
+            Floor::of(&once, QUICK).expect("a floor"),
+            Floor::of(&twice, QUICK).expect("a floor"),
         );
         assert_eq!(once.bytes, twice.bytes);
         assert_eq!(once.distinct_pages, twice.distinct_pages);
@@ -134,11 +189,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut set = StreamSet::synthetic(Kind::Unique, 1, 1);
         set.dir = Some(dir.path().to_owned());
-        let floor = Floor::of(&set, 1).expect("a floor");
-        assert_eq!(Floor::of(&set, 1).expect("kept"), floor);
-        assert_ne!(Floor::of(&set, 3).expect("another level").level, 1);
+        let floor = Floor::of(&set, QUICK).expect("a floor");
+        let other = Method {
+            long: false,
+            ..QUICK
+        };
+        assert_eq!(Floor::of(&set, other).expect("another").method, other);
+        // Kept with what finding it took, which no second search would repeat exactly.
+        assert_eq!(Floor::of(&set, QUICK).expect("kept"), floor);
         let other = StreamSet::synthetic(Kind::Mixed, 1, 1);
         set.members = other.members;
-        assert_ne!(Floor::of(&set, 3).expect("new").digest, floor.digest);
+        assert_ne!(Floor::of(&set, QUICK).expect("new").digest, floor.digest);
     }
 }

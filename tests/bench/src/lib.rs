@@ -2,10 +2,12 @@
 //!
 //! Owns: the gangs, the contenders that move them and what is read before and after each move
 //! (`demo`, `bench`); recording the streams of guests (`record`); and driving recorded or
-//! synthetic streams through both halves of the engine without guests (`replay`).
+//! synthetic streams through both halves of the engine without guests (`replay`, and `ablation` for
+//! all of them).
 //! Must not: prefer anyone. Contenders of a run move the same guests, or the same bytes, over
 //! the same link, and what decides (bytes, seconds, processor time) is read from outside of them.
 
+pub mod ablation;
 pub mod contender;
 pub mod floor;
 pub mod gang;

@@ -8,7 +8,6 @@ use vmgang_e2e::{expect_running, verify_all};
 use vmgang_lab::{Host, Lab};
 
 use crate::contender::Contender;
-use crate::gang::GUESTS;
 
 /// What a move took.
 #[derive(Debug, Clone, Serialize)]
@@ -37,35 +36,36 @@ impl Move {
 /// the next contender starts. `verify`: every guest checks all its memory in between.
 pub fn there_and_back(
     lab: &Lab,
+    guests: &[&str],
     contender: Contender,
     link: Option<u64>,
     verify: bool,
 ) -> Result<Move> {
-    let moved = there(lab, contender, link)?;
+    let moved = there(lab, guests, contender, link)?;
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     if verify {
-        verify_all(b, &GUESTS)?;
+        verify_all(b, guests)?;
     }
     lab.shape(None)?;
-    Contender::StockParallel.migrate(b, a)?;
-    expect_running(a, &GUESTS)?;
+    Contender::StockParallel.migrate(guests, b, a)?;
+    expect_running(a, guests)?;
     Ok(moved)
 }
 
 /// Moves the gang from a to b.
-pub fn there(lab: &Lab, contender: Contender, link: Option<u64>) -> Result<Move> {
+pub fn there(lab: &Lab, guests: &[&str], contender: Contender, link: Option<u64>) -> Result<Move> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     lab.shape(link)?;
     let before = a.net_counters()?;
     let start = Instant::now();
-    contender.migrate(a, b)?;
+    contender.migrate(guests, a, b)?;
     let seconds = start.elapsed().as_secs_f64();
     let after = a.net_counters()?;
-    let downtime_ms = GUESTS
+    let downtime_ms = guests
         .iter()
         .map(|guest| downtime_ms(b, guest))
         .collect::<Result<_>>()?;
-    expect_running(b, &GUESTS)?;
+    expect_running(b, guests)?;
     Ok(Move {
         contender: contender.title().to_owned(),
         seconds,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use vmgang_e2e::{PATIENCE, boot_all, expect_running, uri};
 use vmgang_lab::{Guest, Host, Lab};
 
-use crate::gang::Mix;
+use crate::gang::{Mix, RedisData};
 use crate::streams::{RecordedMember, Recording, stream_file};
 use crate::tap::Tap;
 
@@ -27,6 +27,8 @@ pub struct RecordOptions {
     /// The mix, as users write it.
     pub mix_name: String,
     pub memory_mib: u64,
+    /// Of the Debian mix.
+    pub redis: RedisData,
     /// What each migration may send: low enough that guests that write need several passes.
     pub bandwidth_mib: u64,
     /// How long the guests work before they migrate.
@@ -42,7 +44,7 @@ pub fn record(lab: &Lab, options: &RecordOptions, dir: &Path) -> Result<Recordin
         let install = "install -d -m 0770 -o root -g libvirt-qemu";
         host.run(&["sh", "-c", &format!("{install} {SOCKETS}")])?;
     }
-    let guests = boot_all(a, &options.mix.guests(options.memory_mib))?;
+    let guests = boot_all(a, &options.mix.guests(options.memory_mib, options.redis))?;
     std::thread::sleep(options.settle);
     let members = std::thread::scope(|scope| {
         let moves: Vec<_> = guests

@@ -92,7 +92,10 @@ fn aborted_while_held(lab: &Lab) -> Result<()> {
     let passes = iterations(a, "small")? - before;
     let a_second = passes as f64 / start.elapsed().as_secs_f64();
     ensure!(a_second < 1000.0, "{a_second} passes a second while held");
-    ensure!(passes > 0, "a held member must go on with its passes");
+    // Its socket empties by and by, and QEMU writes again only when a good part of it is empty.
+    wait_until("a held member goes on with its passes", || {
+        Ok(iterations(a, "small")? > before)
+    })?;
     expect_not_paused(a, &GUESTS)?;
     let job = vmgang(a, &["status", "--json"])?.stdout;
     let job: serde_json::Value = serde_json::from_str(&job)?;

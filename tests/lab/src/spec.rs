@@ -36,6 +36,7 @@ pub struct GuestSpec {
     role: Option<Role>,
     request_rate: Option<u64>,
     data_mib: Option<u64>,
+    benchmark_values: bool,
     check_seconds: Option<u64>,
     metadata: String,
     extra_devices: String,
@@ -59,6 +60,7 @@ impl GuestSpec {
             role: None,
             request_rate: None,
             data_mib: None,
+            benchmark_values: false,
             check_seconds: None,
             metadata: String::new(),
             extra_devices: String::new(),
@@ -159,6 +161,12 @@ impl GuestSpec {
         self
     }
 
+    /// A redis guest holds the values of redis-benchmark instead of mixed ones.
+    pub fn with_benchmark_values(mut self) -> GuestSpec {
+        self.benchmark_values = true;
+        self
+    }
+
     /// How long a Debian guest takes to check all its data once. 60 unless set.
     pub fn with_check_seconds(mut self, seconds: u64) -> GuestSpec {
         self.check_seconds = Some(seconds);
@@ -211,6 +219,9 @@ impl GuestSpec {
                 .data_mib
                 .unwrap_or(role.default_data_mib(self.memory_mib));
             add("data", data_mib.to_string());
+            if self.benchmark_values {
+                add("values", "benchmark".to_owned());
+            }
             if let Some(seconds) = self.check_seconds {
                 add("check", seconds.to_string());
             }
@@ -319,6 +330,12 @@ impl GuestSpec {
             || self.idle;
         let of_a_role =
             self.request_rate.is_some() || self.data_mib.is_some() || self.check_seconds.is_some();
+        if self.benchmark_values && self.role != Some(Role::Redis) {
+            return Err(LabError::Request(format!(
+                "guest {}: only redis holds the values of redis-benchmark",
+                self.name
+            )));
+        }
         match self.role {
             Some(role) if of_a_recipe => Err(LabError::Request(format!(
                 "guest {}: the role {role} has no memory recipe and no dirty or verify rate",
@@ -374,6 +391,7 @@ mod tests {
     fn a_debian_guest_boots_the_debian_archive_with_its_role() {
         let xml = GuestSpec::debian("r1", Role::Redis)
             .with_request_rate(7)
+            .with_benchmark_values()
             .domain_xml()
             .expect("a good guest");
         for part in [
@@ -381,6 +399,7 @@ mod tests {
             "vmgang.role=redis",
             "vmgang.rate=7",
             "vmgang.data=300",
+            "vmgang.values=benchmark",
             "<initrd>/usr/lib/vmgang-lab/guests/debian-",
         ] {
             assert!(xml.contains(part), "{part} is missing in {xml}");
@@ -394,6 +413,7 @@ mod tests {
             debian().with_fill("zero:50"),
             debian().with_dirty_rate(5),
             debian().with_idle(),
+            debian().with_benchmark_values(),
             debian().with_memory_mib(256),
             GuestSpec::new("g1").with_request_rate(5),
             GuestSpec::new("g1").with_data_mib(5),

@@ -85,6 +85,9 @@ fn migrate(guest: &Guest, target: &Host) -> Result<Guest> {
     Ok(moved)
 }
 
+/// Pages that are damaged, at most.
+const DAMAGED_PAGES: usize = 40;
+
 /// Changes a byte in a few pages of the guest's data; the guest must say so.
 fn notices_damage(guest: &Guest) -> Result<()> {
     let (pattern, times): (&[u8], usize) = match guest.name() {
@@ -96,7 +99,7 @@ fn notices_damage(guest: &Guest) -> Result<()> {
     let memory = guest.memory()?;
     let pages = memory.metadata()?.len() / PAGE_BYTES as u64;
     let mut page = [0; PAGE_BYTES];
-    let mut found = 0;
+    let mut places_found = Vec::new();
     for offset in (0..pages).map(|page| page * PAGE_BYTES as u64) {
         memory.read_exact_at(&mut page, offset)?;
         let places = || {
@@ -105,13 +108,22 @@ fn notices_damage(guest: &Guest) -> Result<()> {
                 .filter(|(_, window)| *window == pattern)
                 .map(|(place, _)| place as u64)
         };
-        if places().count() >= times && found < 40 {
-            let place = places().next_back().unwrap_or_default();
-            memory.write_all_at(b"?", offset + place + 4)?;
-            found += 1;
+        if places().count() >= times {
+            places_found.extend(places().next_back().map(|place| offset + place));
         }
     }
-    ensure!(found > 0, "no data found in the memory of {}", guest.name());
+    ensure!(
+        !places_found.is_empty(),
+        "no data found in the memory of {}",
+        guest.name()
+    );
+    // Spread over all of them: neighbours may all be of a buffer that nobody reads again.
+    let step = places_found.len().div_ceil(DAMAGED_PAGES);
+    let damaged: Vec<_> = places_found.iter().step_by(step).collect();
+    for place in &damaged {
+        memory.write_all_at(b"?", **place + 4)?;
+    }
+    let found = damaged.len();
     let started = Instant::now();
     loop {
         match guest.report() {

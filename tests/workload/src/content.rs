@@ -1,18 +1,30 @@
 //! What every item of a role's data must contain: a pure function of the guest's seed, the item's
 //! number and its generation, so that any item can be checked at any time.
 //!
-//! Items differ in size and in how well they compress, as the values of a cache do.
+//! Items differ in size and in how well they compress, as the values of a cache do; or all are
+//! those of redis-benchmark.
 
 /// A new generation changes a few fields three times out of four; every fourth rewrites the item.
 const GENERATIONS_PER_EPOCH: u32 = 4;
 /// Fields of eight bytes that a generation changes.
 const FIELDS: u64 = 4;
 
+/// Where items come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Text, tokens and binary data of the guest's own.
+    Mixed,
+    /// What redis-benchmark sets: the same printable bytes, as good as random, under every key.
+    /// Here each begins with its number and its generation, so that it can be checked.
+    Benchmark,
+}
+
 /// What the items of one guest are made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
     pub seed: u64,
-    /// The size of the smallest item; the others are up to 16 times as large.
+    pub values: Values,
+    /// The size of the smallest item; the others are up to 16 times as large, if they are mixed.
     pub bytes_min: usize,
 }
 
@@ -29,6 +41,9 @@ enum Kind {
 impl Content {
     /// The average size of an item.
     pub fn bytes_mean(self) -> usize {
+        if self.values == Values::Benchmark {
+            return self.bytes_min;
+        }
         // 75 % of 1 to 4, 20 % of 2 to 8, 5 % of 4 to 16 times the smallest.
         self.bytes_min * (75 * 5 + 20 * 10 + 5 * 20) / 200
     }
@@ -46,6 +61,9 @@ impl Content {
 
     /// Writes what the item must contain into `out`, in place of what is there.
     pub fn write(self, item: usize, generation: u32, out: &mut Vec<u8>) {
+        if self.values == Values::Benchmark {
+            return self.write_benchmark(item, generation, out);
+        }
         let (kind, size) = self.kind_and_size(item);
         let epoch = u64::from(generation / GENERATIONS_PER_EPOCH);
         let mut random = Random::new(mix(self.seed, item as u64, 1 + epoch));
@@ -75,6 +93,19 @@ impl Content {
                 let position = random.next() as usize % (size - 8);
                 out[position..position + 8].copy_from_slice(&hexadecimal(random.next())[..8]);
             }
+        }
+    }
+}
+
+impl Content {
+    /// The generator is the one of redis-benchmark's `-d`, with its seed.
+    fn write_benchmark(self, item: usize, generation: u32, out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(format!("{item:010} {generation:010} ").as_bytes());
+        let mut state = 1234_u32;
+        while out.len() < self.bytes_min {
+            state = state.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+            out.push(b'0' + (state >> 16 & 63) as u8);
         }
     }
 }
@@ -138,6 +169,7 @@ mod tests {
 
     const CONTENT: Content = Content {
         seed: 5,
+        values: Values::Mixed,
         bytes_min: 1024,
     };
 
@@ -168,6 +200,26 @@ mod tests {
             assert!(changed(&first, &second) <= 32);
             assert!(changed(&first, &rewritten) > 32);
         }
+    }
+
+    #[test]
+    fn values_of_the_benchmark_differ_in_number_and_generation_only() {
+        let content = Content {
+            values: Values::Benchmark,
+            ..CONTENT
+        };
+        let value = |item, generation| {
+            let mut out = b"left over".to_vec();
+            content.write(item, generation, &mut out);
+            out
+        };
+        let (first, other, newer) = (value(9, 0), value(10, 0), value(9, 1));
+        assert!(first != other && first != newer && value(9, 0) == first);
+        for value in [&first, &other, &newer] {
+            assert_eq!(value.len(), content.bytes_mean());
+            assert_eq!(value[22..], first[22..]);
+        }
+        assert!(first.iter().all(|byte| (b' '..=b'o').contains(byte)));
     }
 
     #[test]

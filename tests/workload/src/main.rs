@@ -56,7 +56,11 @@ fn work() -> Result<()> {
 fn start(orders: &Orders) -> Result<Box<dyn Workload>> {
     Ok(match orders.role {
         Role::Idle => Box::new(idle::Idle::start("/usr")?),
-        Role::Redis => Box::new(redis::Redis::start(orders.seed, orders.data_bytes())?),
+        Role::Redis => Box::new(redis::Redis::start(
+            orders.seed,
+            orders.values,
+            orders.data_bytes(),
+        )?),
         // Servers of one group have one web root.
         Role::Nginx => Box::new(nginx::Nginx::start(orders.group, orders.data_bytes())?),
         Role::Sqlite => Box::new(sqlite::Sqlite::start(orders.seed, orders.data_bytes())?),

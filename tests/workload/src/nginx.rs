@@ -4,7 +4,7 @@ use std::fs;
 use std::io::BufReader;
 use std::net::TcpStream;
 
-use crate::content::Content;
+use crate::content::{Content, Values};
 use crate::http;
 use crate::server::Server;
 use crate::workload::{Damage, Done, Result, Workload, compare};
@@ -28,6 +28,7 @@ impl Nginx {
     pub fn start(seed: u64, data_bytes: u64) -> Result<Nginx> {
         let content = Content {
             seed,
+            values: Values::Mixed,
             bytes_min: 8192,
         };
         let files = (data_bytes / content.bytes_mean() as u64).max(1) as usize;

@@ -1,5 +1,6 @@
 //! What a guest was told to do, read from the kernel command line. Parsing only.
 
+use crate::content::Values;
 use crate::workload::Result;
 
 /// What the guest is for.
@@ -41,6 +42,8 @@ pub struct Orders {
     pub rate: u64,
     /// How much data the role holds.
     pub data_mib: u64,
+    /// What redis holds.
+    pub values: Values,
     /// How long a complete check takes.
     pub check_seconds: u64,
     /// Milliseconds between two reports.
@@ -57,6 +60,7 @@ impl Orders {
             group: 1,
             rate: 0,
             data_mib: 16,
+            values: Values::Mixed,
             check_seconds: 60,
             report_ms: 1000,
         };
@@ -80,6 +84,13 @@ impl Orders {
                 "group" => orders.group = number()?,
                 "rate" => orders.rate = number()?,
                 "data" => orders.data_mib = number()?.max(1),
+                "values" => {
+                    orders.values = match value {
+                        "mixed" => Values::Mixed,
+                        "benchmark" => Values::Benchmark,
+                        _ => return Err(format!("values: {value:?} is not known")),
+                    }
+                }
                 "check" => orders.check_seconds = number()?.max(1),
                 "report_ms" => orders.report_ms = number()?.max(100),
                 _ => return Err(format!("unknown option vmgang.{key}")),
@@ -100,11 +111,12 @@ mod tests {
     #[test]
     fn reads_what_the_lab_writes() {
         let line = "console=ttyS0 quiet vmgang.id=g vmgang.role=redis vmgang.seed=7 vmgang.group=2 \
-                    vmgang.rate=100 vmgang.data=300 vmgang.check=20\n";
+                    vmgang.rate=100 vmgang.data=300 vmgang.values=benchmark vmgang.check=20\n";
         let orders = Orders::parse(line).expect("good orders");
         assert_eq!((orders.id.as_str(), orders.role), ("g", Role::Redis));
         assert_eq!((orders.seed, orders.group, orders.rate), (7, 2, 100));
         assert_eq!((orders.data_mib, orders.check_seconds), (300, 20));
+        assert_eq!(orders.values, Values::Benchmark);
         assert_eq!(orders.data_bytes(), 300 * 1024 * 1024);
     }
 
@@ -113,6 +125,7 @@ mod tests {
         for line in [
             "vmgang.role=mysql",
             "vmgang.rate=much",
+            "vmgang.values=good",
             "vmgang.fill=zero:5",
         ] {
             assert!(Orders::parse(line).is_err(), "{line}");

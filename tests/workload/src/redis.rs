@@ -1,9 +1,9 @@
-//! The role redis: a server full of values of mixed compressibility, under GET and SET.
+//! The role redis: a server full of values, under GET and SET.
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
 
-use crate::content::Content;
+use crate::content::{Content, Values};
 use crate::resp::{Reply, read_reply, write_command};
 use crate::server::Server;
 use crate::workload::{Damage, Done, Result, Workload, compare};
@@ -34,10 +34,14 @@ struct Connection {
 
 impl Redis {
     /// Starts the server and gives it so many bytes of values.
-    pub fn start(seed: u64, data_bytes: u64) -> Result<Redis> {
+    pub fn start(seed: u64, values: Values, data_bytes: u64) -> Result<Redis> {
         let content = Content {
             seed,
-            bytes_min: 2048,
+            values,
+            bytes_min: match values {
+                Values::Mixed => 2048,
+                Values::Benchmark => 1024,
+            },
         };
         let port = PORT.to_string();
         let mut server = Server::start(

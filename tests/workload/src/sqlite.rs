@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use crate::content::Content;
+use crate::content::{Content, Values};
 use crate::shell::Shell;
 use crate::workload::{Damage, Done, Result, Workload, compare};
 
@@ -38,6 +38,7 @@ impl Sqlite {
     fn open(program: &str, database: &str, seed: u64, data_bytes: u64) -> Result<Sqlite> {
         let content = Content {
             seed,
+            values: Values::Mixed,
             // Rows are small.
             bytes_min: 256,
         };

@@ -33,8 +33,13 @@ async fn write(stream: &mut TcpStream, frame: &Frame<'_>) -> bool {
 }
 
 fn digest(key: &[u8; 32], bytes: &[u8]) -> [u8; 16] {
-    let hash = blake3::keyed_hash(key, bytes);
-    *hash.as_bytes().first_chunk().unwrap()
+    let mut secret = [0; 192];
+    blake3::Hasher::new_derive_key(vmgang_wire::FRAME_DIGEST_CONTEXT)
+        .update(key)
+        .finalize_xof()
+        .fill(&mut secret);
+    let digest = twox_hash::XxHash3_128::oneshot_with_secret(&secret, bytes);
+    digest.unwrap().to_le_bytes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,9 +57,9 @@ async fn a_destination_that_returns_more_than_its_credit_ends_the_session() {
         })
         .await;
         let welcome = Welcome {
-            features: 0,
             window_budget_bytes: 1 << 20,
             channel_credit_bytes: 8 << 20,
+            more_connections: None,
         };
         write(&mut stream, &Frame::Welcome(welcome)).await;
         read(&mut stream, |frame| {

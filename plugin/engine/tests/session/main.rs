@@ -1,5 +1,6 @@
 //! Whole sessions over loopback TCP, with these tests in the place of both QEMUs.
 
+mod connections;
 mod endings;
 mod handshake;
 mod hostile;

@@ -1,5 +1,6 @@
 //! A source and a destination on one machine, and what plays QEMU at both ends.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
-    SocketOwner, SourceEvent, SourceOptions, SourceSession, Techniques, Transport,
+    SocketOwner, SourceEvent, SourceOptions, SourceSession, Techniques, Transport, Workers,
 };
 use vmgang_stream::synthetic::StreamBuilder;
 
@@ -22,6 +23,8 @@ pub struct Host {
     pub owner: SocketOwner,
     pub refuse: Option<String>,
     pub budget: u64,
+    /// TCP connections a session may have.
+    pub connections: NonZeroUsize,
     pub ended: Mutex<Vec<Uuid>>,
     pub peers: Mutex<Vec<PeerName>>,
 }
@@ -34,6 +37,7 @@ impl DestinationHost for Host {
             None => Ok(Admission {
                 window_budget_bytes: self.budget.min(offer.window_budget_bytes),
                 socket_owner: self.owner,
+                connections: self.connections,
             }),
         }
     }
@@ -76,11 +80,21 @@ pub struct Pair {
 
 impl Pair {
     pub async fn new(transport: Transport, refuse: Option<&str>, budget: u64) -> Self {
+        Self::with_connections(transport, refuse, budget, NonZeroUsize::MIN).await
+    }
+
+    pub async fn with_connections(
+        transport: Transport,
+        refuse: Option<&str>,
+        budget: u64,
+        connections: NonZeroUsize,
+    ) -> Self {
         let destination_dir = tempfile::tempdir().unwrap();
         let host = Arc::new(Host {
             owner: me(),
             refuse: refuse.map(str::to_owned),
             budget,
+            connections,
             ended: Mutex::default(),
             peers: Mutex::default(),
         });
@@ -89,8 +103,9 @@ impl Pair {
             .unwrap();
         let port = listener.local_addr().unwrap().port();
         let (stop, stopped) = oneshot::channel::<()>();
+        let workers = Workers::per_processor().unwrap();
         let (dir, serving) = (destination_dir.path().to_owned(), host.clone());
-        tokio::spawn(listener.serve(transport, dir, serving, async {
+        tokio::spawn(listener.serve(transport, dir, workers, serving, async {
             let _ = stopped.await;
         }));
         Self {
@@ -126,7 +141,9 @@ impl Pair {
             runtime_dir: self.source_dir.path().to_owned(),
             socket_owners: vec![me(); members],
             techniques: Techniques::ALL,
+            workers: Workers::per_processor().unwrap(),
             bandwidth_bytes_per_s: None,
+            connections: NonZeroUsize::MIN,
             hold: false,
         }
     }

@@ -29,7 +29,8 @@ pub const MANAGER_PATH: &str = "/org/vmgang/VMGang1";
 pub const ROOT_PATH: &str = "/org/vmgang";
 const JOB_INTERFACE: &str = "org.vmgang.Job1";
 
-/// PropertiesChanged is sent at most this often for one job.
+/// PropertiesChanged is sent at most this often for one job while it runs. Its end is told at
+/// once.
 const CHANGES_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Puts the objects on a connection that is being built, and the known jobs once it is there.
@@ -111,7 +112,12 @@ async fn follow(connection: &Connection, path: &OwnedObjectPath, job: &Job) -> z
         if ended {
             return Ok(());
         }
-        tokio::time::sleep(CHANGES_INTERVAL).await;
+        // A watcher of its own: waiting takes note of changes that are still to be sent.
+        let mut end = job.watch();
+        tokio::select! {
+            () = tokio::time::sleep(CHANGES_INTERVAL) => {}
+            _ = end.wait_for(|_| job.state().ended()) => continue,
+        }
         if changes.changed().await.is_err() {
             return Ok(());
         }

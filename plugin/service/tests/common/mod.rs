@@ -3,21 +3,22 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Barrier, mpsc, watch};
 use uuid::Uuid;
 use vmgang_engine::{
     MemberCounters, MemberOutcome, Saved, SessionCounters, SourceError, SourceEvent, SourceOptions,
-    Transport,
+    Transport, Workers,
 };
 use vmgang_libvirt::{
-    DomainInfo, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError, Membership,
-    MigrateOptions, QemuUser,
+    DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
+    ListedDomain, Membership, MigrateOptions, QemuUser,
 };
 use vmgang_service::bus;
+use vmgang_service::config::WindowBudget;
 use vmgang_service::coordinator::{Coordinator, Parts};
 use vmgang_service::history::History;
 use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
@@ -53,6 +54,8 @@ pub enum Script {
     SessionLost,
     /// libvirt gives it up after a while, and it stays paused.
     LeftPaused,
+    /// libvirt saves it to a file just now.
+    BeingSaved,
 }
 
 /// A scripted host. Clones share what changes.
@@ -73,6 +76,19 @@ pub struct Fake {
     pub aborts: Arc<Mutex<(usize, Vec<String>)>>,
     /// Migrations started.
     pub started: Arc<Mutex<usize>>,
+    /// What this host has available.
+    pub available_bytes: u64,
+    /// What the destination's libvirt lists.
+    pub there: Vec<ListedDomain>,
+    /// The page window of the newest offer.
+    pub window_offered: Arc<Mutex<u64>>,
+    /// The destination's libvirt answers only once the peer was called.
+    pub answers_after_call: bool,
+    calls: Arc<(Mutex<usize>, Condvar)>,
+    /// Sessions that are open.
+    pub sessions: Arc<AtomicUsize>,
+    /// The peer tells how members ended once it was asked about so many.
+    pub outcomes: Arc<Barrier>,
 }
 
 #[derive(Clone)]
@@ -116,6 +132,13 @@ impl Fake {
             abort_delay: Duration::ZERO,
             aborts: Arc::default(),
             started: Arc::default(),
+            available_bytes: 64 << 30,
+            there: Vec::new(),
+            window_offered: Arc::default(),
+            answers_after_call: false,
+            calls: Arc::default(),
+            sessions: Arc::default(),
+            outcomes: Arc::new(Barrier::new(1)),
         }
     }
 
@@ -151,6 +174,11 @@ impl Hypervisor for Fake {
     fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError> {
         Ok(self.domains.lock().expect("lock").clone())
     }
+    fn running(&self) -> Result<Vec<Uuid>, LibvirtError> {
+        let domains = self.domains.lock().expect("lock");
+        let running = domains.iter().filter(|d| d.state == DomainState::Running);
+        Ok(running.map(|d| d.uuid).collect())
+    }
     fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError> {
         let domains = self.domains.lock().expect("lock");
         domains
@@ -182,17 +210,21 @@ impl Hypervisor for Fake {
         wires.limits.send_modify(|limits| limits[member] = limit_ms);
         Ok(())
     }
-    fn domain_is_emulated(&self, _: Uuid) -> Result<bool, LibvirtError> {
-        Ok(false)
-    }
-    fn domain_qemu_user(&self, _: Uuid) -> Result<DomainQemuUser, LibvirtError> {
-        Ok(DomainQemuUser {
-            user: self.qemu_user()?,
-            fixed: false,
+    fn domain_qemu(&self, _: Uuid) -> Result<DomainQemu, LibvirtError> {
+        Ok(DomainQemu {
+            user: DomainQemuUser {
+                user: self.qemu_user()?,
+                fixed: false,
+            },
+            emulated: false,
         })
     }
-    fn running_job(&self, _: Uuid) -> Result<JobStats, LibvirtError> {
-        Ok(JobStats::default())
+    fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
+        let script = self.scripts.get(&self.domain(uuid)?.name);
+        Ok(JobStats {
+            active: script == Some(&Script::BeingSaved),
+            ..JobStats::default()
+        })
     }
     fn completed_job(&self, _: Uuid) -> Result<JobStats, LibvirtError> {
         Ok(JobStats {
@@ -201,19 +233,32 @@ impl Hypervisor for Fake {
         })
     }
     fn inspect_destination(&self, uri: &str) -> Result<DestinationInfo, LibvirtError> {
-        if uri.contains("unreachable") {
-            return Err(LibvirtError::Connect {
+        let failed = |message: &str| {
+            Err(LibvirtError::Connect {
                 uri: uri.into(),
                 failure: Failure {
                     code: 38,
-                    message: "no route".into(),
+                    message: message.into(),
                 },
-            });
+            })
+        };
+        if self.answers_after_call {
+            let calls = self.calls.0.lock().expect("lock");
+            let called = self
+                .calls
+                .1
+                .wait_timeout_while(calls, Duration::from_secs(10), |calls| *calls == 0);
+            if called.expect("lock").1.timed_out() {
+                return failed("nobody called the peer meanwhile");
+            }
+        }
+        if uri.contains("unreachable") {
+            return failed("no route");
         }
         let same = uri.contains("myself");
         Ok(DestinationInfo {
             host_uuid: Some(Uuid::from_u128(if same { 1 } else { 2 })),
-            domains: Vec::new(),
+            domains: self.there.clone(),
         })
     }
     fn migrate(
@@ -336,7 +381,17 @@ impl Hypervisor for Fake {
 
 struct FakeTunnel(Fake);
 
-struct FakeSession(Wires);
+struct FakeSession {
+    wires: Wires,
+    outcomes: Arc<Barrier>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for FakeSession {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Tunnel for FakeTunnel {
     fn connect(&self, options: SourceOptions) -> BoxFuture<'_, Result<Opened, SourceError>> {
@@ -351,10 +406,19 @@ impl Tunnel for FakeTunnel {
             members,
         };
         *self.0.wires.lock().expect("lock") = Some(wires.clone());
-        let delay = self.0.connect_delay;
+        *self.0.window_offered.lock().expect("lock") = options.offer.window_budget_bytes;
+        let fake = self.0.clone();
         Box::pin(async move {
-            tokio::time::sleep(delay).await;
-            Ok((Box::new(FakeSession(wires)) as Box<dyn Session>, receiver))
+            tokio::time::sleep(fake.connect_delay).await;
+            fake.sessions.fetch_add(1, Ordering::SeqCst);
+            let session = FakeSession {
+                wires,
+                outcomes: fake.outcomes.clone(),
+                open: fake.sessions.clone(),
+            };
+            *fake.calls.0.lock().expect("lock") += 1;
+            fake.calls.1.notify_all();
+            Ok((Box::new(session) as Box<dyn Session>, receiver))
         })
     }
 }
@@ -364,10 +428,12 @@ impl Session for FakeSession {
         format!("unix:///fake/{member}")
     }
     fn release(&self) {
-        self.0.released.send_modify(|released| released.fill(true));
+        self.wires
+            .released
+            .send_modify(|released| released.fill(true));
     }
     fn release_member(&self, member: usize) {
-        self.0
+        self.wires
             .released
             .send_modify(|released| released[member] = true);
     }
@@ -388,7 +454,7 @@ impl Session for FakeSession {
                     wire_bytes: 30,
                     ..MemberCounters::default()
                 };
-                self.0.members.len()
+                self.wires.members.len()
             ],
         }
     }
@@ -396,7 +462,9 @@ impl Session for FakeSession {
         &self,
         _: usize,
     ) -> BoxFuture<'_, Result<Option<MemberOutcome>, SourceError>> {
-        Box::pin(async {
+        let outcomes = self.outcomes.clone();
+        Box::pin(async move {
+            outcomes.wait().await;
             Ok(Some(MemberOutcome {
                 downtime_ms: Some(7),
                 iterations: None,
@@ -424,6 +492,7 @@ impl Rig {
     pub async fn new(fake: Fake) -> Rig {
         let state_dir = tempfile::tempdir().expect("a directory");
         let transport = fake.transport.clone();
+        let available_bytes = fake.available_bytes;
         let coordinator = Coordinator::open(Parts {
             hypervisor: Arc::new(fake.clone()),
             tunnel: Arc::new(FakeTunnel(fake.clone())),
@@ -431,7 +500,10 @@ impl Rig {
             history: History::open(state_dir.path()).expect("opens"),
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),
-            window_budget_bytes: 1 << 30,
+            window_budget: WindowBudget::Auto,
+            available_memory: Box::new(move || Ok(available_bytes)),
+            workers: Workers::per_processor().expect("threads"),
+            connections: std::num::NonZeroUsize::MIN,
         })
         .await
         .expect("opens");

@@ -70,7 +70,18 @@ impl Encoder {
 
     /// A zero record with CONTINUE.
     pub fn zero(&mut self, address: u64, fill: u8) {
+        self.zeros(address, fill, 1);
+    }
+
+    /// `count` zero records with CONTINUE, each one page further than the one before it.
+    pub fn zeros(&mut self, address: u64, fill: u8, count: usize) {
+        let Some(more) = count.checked_sub(1) else {
+            return;
+        };
         self.extend(KIND_ZERO, Some(address / PAGE_BYTES as u64), 0, fill, 0);
+        if let Some(run) = &mut self.run {
+            run.count += more as u64;
+        }
     }
 
     /// A page.

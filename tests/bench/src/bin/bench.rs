@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 use vmgang_bench::contender::Contender;
-use vmgang_bench::gang;
+use vmgang_bench::gang::{self, Mix};
 use vmgang_bench::measure::there_and_back;
 use vmgang_bench::table::markdown;
 use vmgang_e2e::install_tree;
@@ -20,9 +20,12 @@ struct Arguments {
     /// Link between the hosts, such as 100mbit or 1gbit, or none.
     #[arg(long, default_value = "1gbit")]
     link: String,
-    /// Memory of each guest in MiB.
-    #[arg(long, default_value_t = 512)]
-    memory: u64,
+    /// Which guests.
+    #[arg(long, value_enum, default_value_t = Mix::Demo)]
+    mix: Mix,
+    /// Memory of each guest in MiB; 512, or 1024 of the Debian mix, when not given.
+    #[arg(long)]
+    memory: Option<u64>,
     /// Write the single measurements here, as JSON.
     #[arg(long, overrides_with = "json")]
     json: Option<PathBuf>,
@@ -37,13 +40,15 @@ fn main() -> Result<()> {
     };
     let mut moves = Vec::new();
     Lab::scope(&options, |lab| {
-        gang::boot(lab.host("a")?, arguments.memory)?;
+        let mix = arguments.mix;
+        let memory_mib = arguments.memory.unwrap_or(mix.default_memory_mib());
+        gang::boot(lab.host("a")?, mix, memory_mib)?;
         for round in 0..arguments.repetitions {
             // Each round begins with another contender: nobody is always first.
             for turn in 0..Contender::ALL.len() {
                 let contender = Contender::ALL[(round + turn) % Contender::ALL.len()];
                 // Once for each contender: a check takes longer than a move.
-                let moved = there_and_back(lab, contender, link, round == 0)?;
+                let moved = there_and_back(lab, &mix.names(), contender, link, round == 0)?;
                 eprintln!(
                     "round {} {}: {:.1} s, {:.0} MB, downtimes {:?} ms",
                     round + 1,

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Result, ensure};
 use vmgang_bench::contender::Contender;
-use vmgang_bench::gang::{self, GANG, GUESTS};
+use vmgang_bench::gang::{self, GANG, Mix};
 use vmgang_bench::measure::{Move, there_and_back};
 use vmgang_bench::table::markdown;
 use vmgang_e2e::{expect_running, install_tree, uri, verify_all};
@@ -26,14 +26,21 @@ fn main() -> Result<()> {
         say(&format!(
             "four guests of {MEMORY_MIB} MiB on host a: one idle, one reading, two writing"
         ));
-        gang::boot(a, MEMORY_MIB)?;
+        gang::boot(a, Mix::Demo, MEMORY_MIB)?;
+        let guests = Mix::Demo.names();
 
         let mut moves: Vec<Move> = Vec::new();
         for stock in [Contender::StockSequential, Contender::StockParallelZstd] {
             say(&format!("for comparison: {}", stock.title()));
-            moves.push(there_and_back(lab, stock, Some(LINK), false)?);
+            moves.push(there_and_back(lab, &guests, stock, Some(LINK), false)?);
         }
-        moves.push(there_and_back(lab, Contender::Vmgang, Some(LINK), false)?);
+        moves.push(there_and_back(
+            lab,
+            &guests,
+            Contender::Vmgang,
+            Some(LINK),
+            false,
+        )?);
 
         lab.shape(Some(LINK))?;
         say(&format!("a$ vmgang migrate {GANG} {}", uri(b)));
@@ -45,8 +52,8 @@ fn main() -> Result<()> {
             .spawn()?
             .wait()?;
         ensure!(status.success(), "vmgang migrate ended with {status}");
-        expect_running(b, &GUESTS)?;
-        verify_all(b, &GUESTS)?;
+        expect_running(b, &guests)?;
+        verify_all(b, &guests)?;
         say("all four run on b, and each has checked every page of its memory there");
         println!("\n{}", markdown(&moves));
         Ok(())

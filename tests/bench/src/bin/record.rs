@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use vmgang_bench::gang::Mix;
+use vmgang_bench::gang::{Mix, RedisData, RedisValues};
 use vmgang_bench::recorder::{RecordOptions, record};
 use vmgang_lab::{Lab, LabOptions};
 
@@ -15,9 +15,15 @@ struct Arguments {
     /// Which guests.
     #[arg(long, value_enum, default_value_t = Mix::Demo)]
     mix: Mix,
-    /// Memory of each guest in MiB.
-    #[arg(long, default_value_t = 512)]
-    memory: u64,
+    /// Memory of each guest in MiB; 512, or 1024 of the Debian mix, when not given.
+    #[arg(long)]
+    memory: Option<u64>,
+    /// What redis holds in the Debian mix.
+    #[arg(long, value_enum, default_value_t = RedisData::default().values)]
+    redis_values: RedisValues,
+    /// How much of it, in MiB.
+    #[arg(long, default_value_t = RedisData::default().mib)]
+    redis_data: u64,
     /// What each migration may send, in MiB/s; guests that write make several passes then.
     #[arg(long, default_value_t = 30)]
     bandwidth: u64,
@@ -38,7 +44,13 @@ fn main() -> Result<()> {
             .to_possible_value()
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default(),
-        memory_mib: arguments.memory,
+        memory_mib: arguments
+            .memory
+            .unwrap_or(arguments.mix.default_memory_mib()),
+        redis: RedisData {
+            values: arguments.redis_values,
+            mib: arguments.redis_data,
+        },
         bandwidth_mib: arguments.bandwidth,
         settle: Duration::from_secs(arguments.settle),
     };

@@ -1,12 +1,13 @@
 //! `make replay`: recorded or synthetic streams through both halves of the engine, a row for each
 //! choice of techniques, and one for a plain relay of the same bytes.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::{ArgGroup, Parser};
 use serde::Serialize;
-use vmgang_bench::floor::Floor;
+use vmgang_bench::floor::{Floor, Method};
 use vmgang_bench::replay::{Contender, Measurement, Settings, half, report, run, this_program};
 use vmgang_bench::streams::StreamSet;
 use vmgang_bench::synthetic::Kind;
@@ -58,6 +59,9 @@ struct Arguments {
     /// Threads of each half; as many as there are processors when not given.
     #[arg(long)]
     workers: Option<usize>,
+    /// TCP connections of a session, 1 to 16.
+    #[arg(long, default_value = "1")]
+    connections: NonZeroUsize,
     /// zstd level of the floor; it takes minutes and is kept beside recorded streams. Without
     /// it, 19 for recorded streams and no floor for synthetic ones.
     #[arg(long, value_name = "LEVEL")]
@@ -78,11 +82,11 @@ struct Document<'a> {
     window_bytes: u64,
     tls: bool,
     workers: usize,
+    connections: NonZeroUsize,
     floor: Option<&'a Floor>,
     runs: &'a [Measurement],
 }
 
-const FLOOR_LEVEL: i32 = 19;
 const SYNTHETIC_MEMBERS: usize = 4;
 
 fn main() -> Result<()> {
@@ -103,6 +107,7 @@ fn main() -> Result<()> {
             Some(workers) => workers.max(1),
             None => std::thread::available_parallelism()?.get(),
         },
+        connections: arguments.connections,
         program: this_program()?,
     };
     let set = load(&arguments)?;
@@ -117,12 +122,11 @@ fn main() -> Result<()> {
     let floor = floor(&arguments, &set)?;
     if let Some(floor) = &floor {
         println!(
-            "floor: {} page records, {} distinct, {:.2} MB by zstd -{} --long={} (found in {:.0} s)",
+            "floor: {} page records, {} distinct, {:.2} MB by {} (found in {:.0} s)",
             floor.page_records,
             floor.distinct_pages,
             floor.bytes as f64 / 1e6,
-            floor.level,
-            floor.window_log,
+            floor.method,
             floor.seconds
         );
     }
@@ -159,6 +163,7 @@ fn main() -> Result<()> {
             window_bytes: settings.window_bytes,
             tls: settings.tls,
             workers: settings.workers,
+            connections: settings.connections,
             floor: floor.as_ref(),
             runs: &runs,
         };
@@ -213,9 +218,9 @@ fn floor(arguments: &Arguments, set: &StreamSet) -> Result<Option<Floor>> {
     let level = match arguments.floor_level {
         Some(level) => level,
         None if arguments.no_floor || arguments.synthetic.is_some() => return Ok(None),
-        None => FLOOR_LEVEL,
+        None => Method::FLOOR.level,
     };
-    Floor::of(set, level).map(Some)
+    Floor::of(set, Method { level, long: true }).map(Some)
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

@@ -5,6 +5,7 @@
 //! Must not: see the streams other than through the sockets.
 
 use std::io::{BufRead, Read, Write};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,7 +17,7 @@ use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
     SessionCounters, SocketOwner, SourceEvent, SourceOptions, SourceSession, TlsFiles, TlsIdentity,
-    Transport,
+    Transport, Workers,
 };
 
 use super::relay;
@@ -59,8 +60,10 @@ pub struct HalfConfig {
     pub window_bytes: u64,
     /// Authority, certificate and key, in one directory; `None` is plain.
     pub tls: Option<PathBuf>,
-    /// Threads of the half's runtime.
+    /// Threads of the half's runtime, and as many that hash and compress.
     pub workers: usize,
+    /// TCP connections of the session.
+    pub connections: NonZeroUsize,
 }
 
 /// What a half says.
@@ -212,7 +215,9 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
         runtime_dir: config.runtime_dir.clone(),
         socket_owners: vec![this_user(); members],
         techniques: config.techniques.parse()?,
+        workers: workers(&config)?,
         bandwidth_bytes_per_s: None,
+        connections: config.connections,
         hold: false,
     };
     let (session, mut events) = SourceSession::connect(options).await?;
@@ -243,6 +248,7 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
 /// Admits the one job and notes when it is over.
 struct Host {
     window_bytes: u64,
+    connections: NonZeroUsize,
     ended: Mutex<Option<oneshot::Sender<f64>>>,
 }
 
@@ -251,6 +257,7 @@ impl DestinationHost for Host {
         Ok(Admission {
             window_budget_bytes: self.window_bytes.min(offer.window_budget_bytes),
             socket_owner: this_user(),
+            connections: self.connections,
         })
     }
 
@@ -274,11 +281,13 @@ async fn destination(config: HalfConfig) -> Result<HalfEnd> {
     let (stop, stopped) = oneshot::channel::<()>();
     let host = Host {
         window_bytes: config.window_bytes,
+        connections: config.connections,
         ended: Mutex::new(Some(ended)),
     };
     let serving = tokio::spawn(listener.serve(
         transport,
         config.runtime_dir.clone(),
+        workers(&config)?,
         Arc::new(host),
         async {
             let _ = stopped.await;
@@ -354,6 +363,11 @@ fn transport(config: &HalfConfig) -> Result<Transport> {
         client_certificate: certificate,
         client_key: key,
     })?))
+}
+
+fn workers(config: &HalfConfig) -> Result<Workers> {
+    let threads = NonZeroUsize::new(config.workers).context("a half has at least one worker")?;
+    Ok(Workers::new(threads)?)
 }
 
 fn this_user() -> SocketOwner {

@@ -112,6 +112,7 @@ fn range(row: &[&Measurement]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::floor::Method;
     use crate::replay::half::{Counters, HalfEnd};
 
     fn measurement(contender: &str, seconds: f64, saved: Option<i64>) -> Measurement {
@@ -148,8 +149,7 @@ mod tests {
         ];
         let floor = Floor {
             digest: String::new(),
-            level: 19,
-            window_log: 27,
+            method: Method::FLOOR,
             page_records: 0,
             distinct_pages: 0,
             bytes: 50_000_000,

@@ -3,6 +3,7 @@
 //! Must not: report a run whose bytes differ or whose savings do not add up; that is an error.
 
 use std::io::{BufRead, BufReader, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use vmgang_engine::Techniques;
 use vmgang_lab::{Authority, CertificateRequest};
@@ -65,12 +66,14 @@ pub struct Settings {
     pub tls: bool,
     /// Threads of each half's runtime.
     pub workers: usize,
+    /// TCP connections of a session.
+    pub connections: NonZeroUsize,
     /// The program to start for each half; it calls [`super::half::serve_if_asked`] first.
     pub program: PathBuf,
 }
 
 /// What one run took.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Measurement {
     pub contender: String,
     pub link_bits_per_second: Option<u64>,
@@ -158,6 +161,7 @@ fn play(
         window_bytes: settings.window_bytes,
         tls: tls.as_ref().map(|dir| dir.0.path().to_owned()),
         workers: settings.workers,
+        connections: settings.connections,
     };
     let (events, inbox) = channel();
 

@@ -1,0 +1,281 @@
+//! What is checked before a job begins, up to the open session with the peer.
+//!
+//! Questions that do not need each other's answers are under way at the same time, and the
+//! session opens while the destination's libvirt is looked at; which of several problems is told
+//! does not depend on who answers first.
+//! Must not: change anything that the end of the session does not undo.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use uuid::Uuid;
+use vmgang_engine::{MemberOffer, Offer, SocketOwner, SourceOptions, Transport};
+use vmgang_libvirt::{DomainInfo, DomainQemu, DomainQemuUser, JobStats};
+
+use crate::budget;
+use crate::coordinator::Parts;
+use crate::error::ServiceError;
+use crate::hypervisor::{DestinationInfo, ask};
+use crate::request::MigrateRequest;
+use crate::tunnel::Opened;
+
+/// How long the destination's libvirt, or the peer, may take to answer.
+const REACH_TIMEOUT: Duration = Duration::from_secs(20);
+/// Questions about members that are under way together. A libvirt connection serves five calls
+/// at a time, and two are about the host.
+const LANES: usize = 3;
+
+/// A job that may begin.
+pub(crate) struct Ready {
+    pub(crate) opened: Opened,
+    /// Tell each member's QEMU when it may take itself for done.
+    pub(crate) limit_passes: bool,
+    pub(crate) window_offered_bytes: u64,
+}
+
+/// What this host's libvirt tells for the job.
+struct Here {
+    source_host: String,
+    takes_switchover_rate: bool,
+    members: Vec<DomainQemu>,
+}
+
+pub(crate) struct Preflight<'a> {
+    pub(crate) parts: &'a Parts,
+    pub(crate) job: Uuid,
+    pub(crate) request: &'a MigrateRequest,
+    pub(crate) members: &'a [DomainInfo],
+}
+
+impl Preflight<'_> {
+    /// Checks everything. An error means that nothing has changed.
+    pub(crate) async fn run(&self) -> Result<Ready, ServiceError> {
+        let began = Instant::now();
+        let took = |what: &str| {
+            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::debug!(job = %self.job.simple(), elapsed_ms, "preflight: {what}");
+        };
+        let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
+        let there = self.look_there();
+        let host_uuid = ask(&self.parts.hypervisor, |hypervisor| hypervisor.host_uuid());
+        let here = self.look_here().await?;
+        took("this host's libvirt has answered");
+
+        let (options, limit_passes) = self.source_options(here, transport)?;
+        let window_offered_bytes = options.offer.window_budget_bytes;
+        let tunnel = self.parts.tunnel.clone();
+        // Dropped, it breaks off what is not open yet.
+        let mut connecting = JoinSet::new();
+        connecting.spawn(timeout(REACH_TIMEOUT, async move {
+            tunnel.connect(options).await
+        }));
+
+        let room = async {
+            let there = there.await?;
+            took("the destination's libvirt has answered");
+            check_room(self.request, self.members, &there, host_uuid.await.ok())
+        };
+        if let Err(problem) = room.await {
+            if let Some(Ok(Ok(Ok((session, _))))) = connecting.try_join_next() {
+                session.close().await;
+            }
+            return Err(problem);
+        }
+        let opened = match connecting.join_next().await {
+            Some(Ok(Ok(connected))) => connected?,
+            Some(Ok(Err(_))) => {
+                return Err(ServiceError::PeerUnreachable(format!(
+                    "vmgangd at {} did not answer within {} s; check that it runs there and that no firewall is in between",
+                    self.request.peer,
+                    REACH_TIMEOUT.as_secs()
+                )));
+            }
+            Some(Err(_)) | None => {
+                return Err(ServiceError::Internal(
+                    "opening the session with the peer ended early; see the log of vmgangd".into(),
+                ));
+            }
+        };
+        took("the session with the peer is open");
+        self.parts.peers.connected(&self.request.peer.to_string());
+        Ok(Ready {
+            opened,
+            limit_passes,
+            window_offered_bytes,
+        })
+    }
+
+    /// Opens the destination's libvirt and looks around. Begins at once.
+    fn look_there(&self) -> impl Future<Output = Result<DestinationInfo, ServiceError>> + use<> {
+        let uri = self.request.destination.uri.clone();
+        let asked = {
+            let uri = uri.clone();
+            ask(&self.parts.hypervisor, move |hypervisor| {
+                hypervisor.inspect_destination(&uri)
+            })
+        };
+        let answer = timeout(REACH_TIMEOUT, asked);
+        async move {
+            let unreachable = |reason: String| {
+                ServiceError::DestinationUnreachable(format!(
+                    "the destination's libvirt cannot be used: {reason}; try `virsh -c {uri} list` as root on this host"
+                ))
+            };
+            answer
+                .await
+                .map_err(|_| {
+                    unreachable(format!("no answer within {} s", REACH_TIMEOUT.as_secs()))
+                })?
+                .map_err(|error| unreachable(error.sentence().to_owned()))
+        }
+    }
+
+    async fn look_here(&self) -> Result<Here, ServiceError> {
+        let hypervisor = &self.parts.hypervisor;
+        let host = ask(hypervisor, |hypervisor| {
+            Ok((hypervisor.hostname()?, hypervisor.takes_switchover_rate()?))
+        });
+        let lane_members = self.members.len().div_ceil(LANES).max(1);
+        let lanes: Vec<_> = self
+            .members
+            .chunks(lane_members)
+            .map(|lane| {
+                let uuids: Vec<Uuid> = lane.iter().map(|member| member.uuid).collect();
+                let asked = ask(hypervisor, move |hypervisor| {
+                    let about =
+                        |uuid| Ok((hypervisor.running_job(uuid)?, hypervisor.domain_qemu(uuid)?));
+                    uuids.into_iter().map(about).collect::<Result<Vec<_>, _>>()
+                });
+                (lane, asked)
+            })
+            .collect();
+        let mut members = Vec::with_capacity(self.members.len());
+        for (lane, asked) in lanes {
+            for (member, (job, qemu)) in lane.iter().zip(asked.await?) {
+                check_idle(member, &job)?;
+                members.push(qemu);
+            }
+        }
+        let (source_host, takes_switchover_rate) = host.await?;
+        Ok(Here {
+            source_host,
+            takes_switchover_rate,
+            members,
+        })
+    }
+
+    /// And whether QEMU is to be told when it may take itself for done.
+    fn source_options(
+        &self,
+        here: Here,
+        transport: Transport,
+    ) -> Result<(SourceOptions, bool), ServiceError> {
+        let limit_passes = here.takes_switchover_rate;
+        let hold = limit_passes || !here.members.iter().any(|member| member.emulated);
+        if !hold {
+            tracing::warn!(
+                job = %self.job.simple(),
+                "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: the gang is not held for a common switchover"
+            );
+        }
+        let members: Vec<MemberOffer> = self
+            .members
+            .iter()
+            .zip(&here.members)
+            .map(|(member, qemu)| MemberOffer {
+                uuid: member.uuid,
+                name: member.name.clone(),
+                memory_bytes: member.memory_bytes,
+                fixed_owner: qemu.user.fixed.then_some(socket_owner(&qemu.user)),
+            })
+            .collect();
+        let owners = here.members.iter().map(|qemu| socket_owner(&qemu.user));
+        let options = SourceOptions {
+            peer: self.request.peer.clone(),
+            transport,
+            offer: Offer {
+                job: self.job,
+                gang: self.request.gang().unwrap_or_default().to_owned(),
+                source_host: here.source_host,
+                window_budget_bytes: self.window_to_offer(&members)?,
+                members,
+            },
+            runtime_dir: self.parts.runtime_dir.clone(),
+            socket_owners: owners.collect(),
+            techniques: self.request.techniques,
+            workers: self.parts.workers.clone(),
+            connections: self.parts.connections,
+            bandwidth_bytes_per_s: self.request.bandwidth_bytes_per_s,
+            hold,
+        };
+        Ok((options, limit_passes))
+    }
+
+    fn window_to_offer(&self, members: &[MemberOffer]) -> Result<u64, ServiceError> {
+        let available = (self.parts.available_memory)().map_err(|error| {
+            ServiceError::Internal(format!(
+                "this host's /proc/meminfo cannot be read: {error}; is /proc mounted?"
+            ))
+        })?;
+        let guests = members.iter().fold(0, |sum: u64, member| {
+            sum.saturating_add(member.memory_bytes)
+        });
+        Ok(budget::to_offer(
+            self.parts.window_budget,
+            guests,
+            available,
+        ))
+    }
+}
+
+/// A libvirt job (dump, save, another migration) would make ours fail half-way.
+fn check_idle(member: &DomainInfo, job: &JobStats) -> Result<(), ServiceError> {
+    if job.active {
+        return Err(ServiceError::Busy(format!(
+            "domain {name} has a libvirt job running already (a migration, save or dump); wait for it or stop it with `virsh domjobabort {name}`",
+            name = member.name
+        )));
+    }
+    Ok(())
+}
+
+fn socket_owner(owner: &DomainQemuUser) -> SocketOwner {
+    SocketOwner {
+        uid: owner.user.uid,
+        gid: owner.user.gid,
+    }
+}
+
+/// What can be told from a look at the destination.
+fn check_room(
+    request: &MigrateRequest,
+    members: &[DomainInfo],
+    found: &DestinationInfo,
+    here: Option<Uuid>,
+) -> Result<(), ServiceError> {
+    let uri = &request.destination.uri;
+    if here.is_some() && here == found.host_uuid {
+        return Err(ServiceError::InvalidDestination(format!(
+            "the destination {uri} is this host itself (or a host with the same host_uuid in libvirtd.conf); name the other host"
+        )));
+    }
+    for member in members {
+        for there in &found.domains {
+            if there.uuid == member.uuid && there.active {
+                return Err(ServiceError::MemberNotMigratable(format!(
+                    "domain {} runs on {uri} already; stop it there first",
+                    member.name
+                )));
+            }
+            if there.name == member.name && there.uuid != member.uuid {
+                return Err(ServiceError::MemberNotMigratable(format!(
+                    "another domain named {} exists on {uri}; rename or undefine that one",
+                    member.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}

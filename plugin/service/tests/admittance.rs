@@ -1,0 +1,98 @@
+//! What a destination promises to the jobs of other hosts: memory once, and none that is there.
+
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use common::{Fake, domain};
+use uuid::Uuid;
+use vmgang_engine::{DestinationHost, MemberOffer, Offer, PeerName};
+use vmgang_libvirt::DomainState;
+use vmgang_service::config::WindowBudget;
+use vmgang_service::peers::{Admittance, Peers};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// A host with so much memory available, whatever happens.
+fn host(fake: &Fake, available_bytes: u64) -> Admittance {
+    Admittance {
+        hypervisor: Arc::new(fake.clone()),
+        peers: Arc::new(Peers::default()),
+        allow_peers: Vec::new(),
+        window_budget: WindowBudget::Auto,
+        connections: std::num::NonZeroUsize::MIN,
+        available_memory: Box::new(move || Ok(available_bytes)),
+        sessions: Mutex::new(BTreeMap::new()),
+    }
+}
+
+/// A job of one guest.
+fn offer(guest_bytes: u64) -> Offer {
+    Offer {
+        job: Uuid::new_v4(),
+        gang: String::new(),
+        source_host: "a".into(),
+        window_budget_bytes: 64 * GIB,
+        members: vec![MemberOffer {
+            uuid: Uuid::new_v4(),
+            name: "vm".into(),
+            memory_bytes: guest_bytes,
+            fixed_owner: None,
+        }],
+    }
+}
+
+fn admit(host: &Admittance, offer: &Offer) -> Result<u64, String> {
+    let peer = PeerName {
+        address: "10.0.0.1:5000".parse().expect("an address"),
+        certificate_names: Vec::new(),
+    };
+    host.admit(offer, &peer).map(|a| a.window_budget_bytes)
+}
+
+#[test]
+fn memory_is_promised_once() {
+    let host = host(&Fake::new(&[]), 4 * GIB);
+    let first = offer(5 * GIB / 2);
+    // A quarter of the 1.5 GiB that are left.
+    assert_eq!(admit(&host, &first), Ok(384 * MIB));
+    let error = admit(&host, &first).expect_err("the same job twice");
+    assert!(error.contains("already"), "{error}");
+    let second = offer(3 * GIB / 2);
+    let error = admit(&host, &second).expect_err("promised to the first");
+    assert!(error.contains("need 2944 MiB"), "{error}");
+    host.session_ended(first.job);
+    assert_eq!(admit(&host, &second), Ok(640 * MIB));
+}
+
+#[test]
+fn the_next_job_gets_a_smaller_window_before_it_is_refused() {
+    let host = host(&Fake::new(&[]), 4 * GIB);
+    assert_eq!(admit(&host, &offer(GIB)), Ok(768 * MIB));
+    assert_eq!(admit(&host, &offer(GIB)), Ok(320 * MIB));
+    assert_eq!(admit(&host, &offer(832 * MIB)), Ok(64 * MIB));
+    let error = admit(&host, &offer(GIB)).expect_err("too little is left");
+    assert!(error.contains("other jobs"), "{error}");
+}
+
+#[test]
+fn a_guest_that_has_arrived_is_not_counted_twice() {
+    let fake = Fake::new(&[]);
+    let host = host(&fake, 4 * GIB);
+    let first = offer(5 * GIB / 2);
+    let mut guest = domain("vm", true);
+    guest.uuid = first.members[0].uuid;
+    guest.state = DomainState::Paused;
+    assert_eq!(admit(&host, &first), Ok(384 * MIB));
+    fake.push(guest.clone());
+    let second = offer(3 * GIB / 2);
+    let refused = admit(&host, &second);
+    assert!(refused.is_err(), "still arriving: {refused:?}");
+    guest.state = DomainState::Running;
+    fake.push(guest);
+    // 4 GiB less the first one's window and its own guest, a quarter.
+    assert_eq!(admit(&host, &second), Ok((2560 - 384) * MIB / 4));
+}
