@@ -84,6 +84,18 @@ impl SimilarityParameters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Signatures([u64; SIGNATURES_MAX]);
 
+/// One in so many signatures is a sample.
+const SAMPLED: u64 = 16;
+
+impl Signatures {
+    /// Whether this page is among those that stand for all of them. Pages that share a signature
+    /// are samples together, so similar ones are found among samples as often as among all.
+    pub fn is_sample(&self) -> bool {
+        // The bits that say where a signature has its place in the table are others.
+        (self.0[0] >> 32) % SAMPLED == 1
+    }
+}
+
 /// Takes signatures of pages. It does not change, so channels can each have a clone.
 #[derive(Debug, Clone)]
 pub struct HashSimilarityDetector {

@@ -43,6 +43,7 @@ pub struct PageWindow {
     chunks: Vec<Option<MmapMut>>,
     defined: Vec<u64>,
     slots: u32,
+    sparse: bool,
 }
 
 impl PageWindow {
@@ -53,6 +54,15 @@ impl PageWindow {
             chunks: (0..chunks).map(|_| None).collect(),
             defined: vec![0; (slots as usize).div_ceil(64)],
             slots,
+            sparse: false,
+        }
+    }
+
+    /// The same for slots of which few are filled: it takes memory page by page.
+    pub fn sparse(slots: u32) -> Self {
+        Self {
+            sparse: true,
+            ..Self::new(slots)
         }
     }
 
@@ -72,7 +82,7 @@ impl PageWindow {
         let chunk = &mut self.chunks[number];
         let memory = match chunk {
             Some(memory) => memory,
-            None => chunk.insert(anonymous(slots * PAGE_BYTES)?),
+            None => chunk.insert(anonymous(slots * PAGE_BYTES, !self.sparse)?),
         };
         memory[place * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
         self.defined[index / 64] |= 1 << (index % 64);
@@ -104,8 +114,12 @@ impl PageWindow {
     }
 }
 
-/// Memory, all of it at once: one call instead of a page fault for each slot.
-fn anonymous(bytes: usize) -> Result<MmapMut, WindowError> {
-    let mapped = MmapOptions::new().len(bytes).populate().map_anon();
-    mapped.map_err(|_| WindowError::NoMemory)
+/// Memory; `all` of it at once: one call instead of a page fault for each slot.
+fn anonymous(bytes: usize, all: bool) -> Result<MmapMut, WindowError> {
+    let mut options = MmapOptions::new();
+    options.len(bytes);
+    if all {
+        options.populate();
+    }
+    options.map_anon().map_err(|_| WindowError::NoMemory)
 }

@@ -4,6 +4,9 @@
 
 use crate::pool::Pool;
 
+/// A larger one is not kept: few are needed.
+const KEPT_BYTES_MAX: usize = 640 * 1024;
+
 /// A pool of byte buffers; clones are the same pool.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Buffers(Pool<Vec<u8>>);
@@ -16,7 +19,9 @@ impl Buffers {
 
     /// Gives a buffer back.
     pub(crate) fn give(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        self.0.give(buffer);
+        if buffer.capacity() <= KEPT_BYTES_MAX {
+            buffer.clear();
+            self.0.give(buffer);
+        }
     }
 }

@@ -18,11 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vmgang_dedup::Member;
 use vmgang_stream::{ReturnPath, Tokenizer};
-use vmgang_wire::{Direction, Frame};
+use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 
 use crate::chunk::Chunk;
 use crate::connection::HeavyFrame;
-use crate::encode::ChannelEncoder;
+use crate::encode::{ChannelEncoder, Plan};
 use crate::gate::{
     ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle,
 };
@@ -56,7 +56,7 @@ pub(crate) enum ReturnEvent {
 pub(crate) struct ChannelPort {
     /// Stream bytes the peer will take.
     pub credit: Arc<Semaphore>,
-    /// Stream bytes sent and not yet credited back.
+    /// Credit taken and not yet given back.
     pub outstanding: Arc<AtomicU64>,
     /// Return path bytes received and not yet credited back.
     pub return_outstanding: Arc<AtomicU64>,
@@ -95,7 +95,9 @@ pub(crate) struct Channel {
 struct Shape {
     /// The stream was read to its end.
     stream_ended: watch::Sender<bool>,
-    /// The guest is stopped, or the stream is not understood and cannot tell.
+    /// The guest is stopped: these bytes have right of way.
+    stopped: AtomicBool,
+    /// It is, or the stream is not understood and cannot tell.
     may_end: AtomicBool,
 }
 
@@ -153,7 +155,7 @@ impl Channel {
         let (identified, unordered) = mpsc::unbounded_channel();
         tokio::try_join!(
             self.read_stream(shared, reader, shape, &encoder, identified),
-            order_chunks(shared, &self.port, &encoder, unordered),
+            order_chunks(shared, &self.port, shape, &encoder, unordered),
         )?;
         if self.main && !shape.may_end.load(Relaxed) {
             return Err(ChannelError::CutShort);
@@ -253,12 +255,19 @@ fn identify(
     mut full: InFlight,
 ) -> oneshot::Receiver<InFlight> {
     let (ladder, encoder) = (shared.ladder.clone(), encoder.clone());
-    shared.workers.run(move || {
+    let work = move || {
         let begun = Instant::now();
         encoder.identify(&mut full.chunk, ladder.scarce());
         ladder.worked(begun.elapsed());
         full
-    })
+    };
+    // Handing it over takes as long as a good part of the work.
+    if shared.has_many_channels() {
+        let (done, identified) = oneshot::channel();
+        let _ = done.send(work());
+        return identified;
+    }
+    shared.workers.run(work)
 }
 
 /// What a member's main stream has shown so far.
@@ -280,6 +289,7 @@ impl MainStream {
         }
         if progress.guest_stopped() && self.stopped.is_none() {
             self.stopped = Some(shared.gate.guest_stopped());
+            shape.stopped.store(true, Relaxed);
             shape.may_end.store(true, Relaxed);
             shared.live.guest_stopped(member);
             shared.report(SourceEvent::GuestStopped {
@@ -308,17 +318,23 @@ impl MainStream {
 async fn order_chunks(
     shared: &Arc<Shared>,
     port: &ChannelPort,
+    shape: &Shape,
     encoder: &Arc<ChannelEncoder>,
     mut unordered: mpsc::UnboundedReceiver<oneshot::Receiver<InFlight>>,
 ) -> Result<(), ChannelError> {
     while let Some(identified) = unordered.recv().await {
         // A worker panicked, or the session's threads are gone.
         let mut full = identified.await.map_err(|_| ChannelError::Session)?;
+        // Chunks that were read before another guest stopped come after it all the same.
+        if !shape.stopped.load(Relaxed) {
+            shared.gate.give_way().await;
+        }
         let bytes = full.chunk.bytes.len();
         let permits = bytes as u32;
+        let charge = bytes.max(FRAME_CREDIT_BYTES_MIN);
         let session_ended = |_| ChannelError::Session;
         port.credit
-            .acquire_many(permits)
+            .acquire_many(charge as u32)
             .await
             .map_err(session_ended)?
             .forget();
@@ -328,7 +344,7 @@ async fn order_chunks(
             .acquire_many_owned(permits)
             .await
             .map_err(session_ended)?;
-        port.outstanding.fetch_add(bytes as u64, Relaxed);
+        port.outstanding.fetch_add(charge as u64, Relaxed);
         // From here to the fulfilled promise nothing waits and nothing fails: a place in the
         // session's order that stays empty would end the session.
         let (ordered, promise) = {
@@ -338,17 +354,23 @@ async fn order_chunks(
         };
         let (ladder, encoder) = (shared.ladder.clone(), encoder.clone());
         let chunks = shared.chunks.clone();
-        shared.workers.start(move || {
+        let plan = encoder.plan(&full.chunk, ladder.rung());
+        let work = move || {
             let begun = Instant::now();
-            let frame = encoder.build(&mut full.chunk, ordered, ladder.rung(), ladder.worth());
+            let frame = encoder.build(&mut full.chunk, ordered, plan, ladder.worth());
             // The backlog is bytes on the wire: give back what encoding saved.
-            if let Some(surplus) = bytes.checked_sub(frame.buffer.len()) {
+            if let Some(surplus) = bytes.checked_sub(frame.wire_len()) {
                 drop(backlog.split(surplus));
             }
             let _ = promise.send(HeavyFrame { frame, backlog });
             ladder.worked(begun.elapsed());
             chunks.give(full.chunk);
-        });
+        };
+        match plan {
+            Plan::Pass => work(),
+            Plan::Plain | Plan::Stream(_) if shared.has_many_channels() => work(),
+            _ => shared.workers.start(work),
+        }
     }
     Ok(())
 }

@@ -46,9 +46,7 @@ pub(crate) struct Chunk {
     pub pages: u32,
     /// Its pages are still in their first pass.
     pub first_pass: bool,
-    /// Its pages are looked at as nearly known ones, and kept to be bases of later ones.
-    pub near: bool,
-    /// Which is on trial: similar pages and blocks were looked for.
+    /// Whether that pays is on trial: similar pages and blocks were looked for.
     pub sought: bool,
     /// Of the pages that have one, in their order; so are the judgements.
     pub identities: Vec<Identity>,
@@ -65,7 +63,6 @@ impl Chunk {
         self.bytes.clear();
         self.pieces.clear();
         self.pages = 0;
-        self.near = false;
         self.sought = false;
         self.identities.clear();
         self.digests.clear();
@@ -73,6 +70,16 @@ impl Chunk {
         self.bases.clear();
         self.delta.clear();
         self.payload.clear();
+    }
+
+    /// What it takes, but for what is small.
+    fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
+            + self.pieces.capacity() * size_of::<Piece>()
+            + self.identities.capacity() * size_of::<Identity>()
+            + self.judgements.capacity() * size_of::<Judgement>()
+            + self.bases.memory_bytes()
+            + self.payload.memory_bytes()
     }
 
     /// Cuts the bytes into pieces; returns how many bytes these cover, 0 if more are needed
@@ -130,6 +137,9 @@ impl Chunk {
     }
 }
 
+/// One that has grown larger is not kept. A guest can make a chunk of nothing but pieces.
+const KEPT_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// Chunks that go round; clones are the same pool.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Chunks(Pool<Chunk>);
@@ -144,6 +154,8 @@ impl Chunks {
 
     pub(crate) fn give(&self, mut chunk: Chunk) {
         chunk.clear();
-        self.0.give(chunk);
+        if chunk.memory_bytes() <= KEPT_BYTES_MAX {
+            self.0.give(chunk);
+        }
     }
 }

@@ -13,8 +13,8 @@ use super::{DecodeError, Decoder};
 use crate::buffers::Buffers;
 use crate::chunk::Chunk;
 use crate::compression::{Budget, Rung};
-use crate::counters::Live;
-use crate::encode::{ChannelEncoder, Common};
+use crate::counters::{GROUP_CROSS_VM, Live};
+use crate::encode::{ChannelEncoder, Common, Plan};
 use crate::frame_digest::FrameDigest;
 use crate::ladder::{Ladder, Worth};
 use crate::order::SessionOrder;
@@ -135,11 +135,12 @@ fn encode(
             // Now and again as if the processor were scarce.
             encoder.identify(&mut chunk, size.is_multiple_of(7));
             let ordered = encoder.order(&mut chunk, &mut order);
-            let frame = encoder.build(&mut chunk, ordered, rung, WORTH);
+            let plan = encoder.plan(&chunk, rung);
+            let frame = encoder.build(&mut chunk, ordered, plan, WORTH);
             *rest = &rest[covered..];
             *unread -= covered;
             let costs = frame.costs;
-            frames.push((i, sealer.seal(frame).unwrap(), costs));
+            frames.push((i, sealer.seal(frame).unwrap().joined(), costs));
         }
     }
     frames
@@ -427,11 +428,12 @@ fn a_page_takes_no_allocation_once_buffers_are_warm() {
                 chunk.tokenise(&mut tokenizer, true);
                 encoder.identify(&mut chunk, false);
                 let ordered = encoder.order(&mut chunk, &mut order);
-                let built = encoder.build(&mut chunk, ordered, Rung::Frame, WORTH);
+                let plan = encoder.plan(&chunk, Rung::Frame);
+                let built = encoder.build(&mut chunk, ordered, plan, WORTH);
                 frame = Some(sealer.seal(built).unwrap());
             })
             .count_total;
-            frame.unwrap()
+            frame.unwrap().joined()
         };
         let mut out = Vec::new();
         decoding += allocation_counter::measure(|| {
@@ -501,10 +503,55 @@ fn a_slot_that_was_filled_without_a_copy_is_no_base() {
         assert_eq!(chunk.tokenise(&mut tokenizer, true), stream.len());
         encoder.identify(&mut chunk, scarce);
         let ordered = encoder.order(&mut chunk, &mut order);
-        let built = encoder.build(&mut chunk, ordered, Rung::None, WORTH);
+        let plan = encoder.plan(&chunk, Rung::None);
+        let built = encoder.build(&mut chunk, ordered, plan, WORTH);
         deltas += built.costs.delta.stream;
-        let frame = sealer.seal(built).unwrap();
+        let frame = sealer.seal(built).unwrap().joined();
         assert!(decode(&mut decoder, &frame).unwrap() == stream);
     }
     assert_eq!(deltas, 0);
+}
+
+/// What is not made smaller is not copied either: its pages are kept where they lie, and serve as well.
+#[test]
+fn unique_pages_pass_through_and_are_kept() {
+    let techniques: Techniques = "uniform,page,rehash".parse().unwrap();
+    let common = Common {
+        key: KEY,
+        digest: FrameDigest::new(&KEY),
+        techniques,
+        buffers: Buffers::default(),
+        compressors: Pool::default(),
+    };
+    let mut order = SessionOrder::new(64, &techniques);
+    let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
+    let live = Arc::new(Live::new(2));
+    let mut sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
+    let mut decoder = decoder(64 * 4096);
+    let mut builder = StreamBuilder::new(1 << 20);
+    builder.begin_part();
+    for number in 0..20 {
+        builder.page(u64::from(number) * 8192, &page(number + 1));
+    }
+    builder.end_ram_section();
+    let stream = builder.bytes();
+    let mut plans = Vec::new();
+    for member in 0..2 {
+        let encoder = ChannelEncoder::new(member + 1, Member(member as u16), common.clone());
+        let mut chunk = Chunk::default();
+        chunk.bytes.extend_from_slice(stream);
+        assert_eq!(chunk.tokenise(&mut Tokenizer::new(), true), stream.len());
+        encoder.identify(&mut chunk, false);
+        let ordered = encoder.order(&mut chunk, &mut order);
+        let plan = encoder.plan(&chunk, Rung::None);
+        plans.push(plan);
+        let built = encoder.build(&mut chunk, ordered, plan, WORTH);
+        assert_eq!(built.costs.total().stream, stream.len() as u64);
+        let references = built.costs.reference[GROUP_CROSS_VM].stream;
+        assert_eq!(references > 0, member == 1);
+        let sealed = sealer.seal(built).unwrap();
+        assert_eq!(sealed.tail.is_empty(), member == 1);
+        assert!(decode(&mut decoder, &sealed.joined()).unwrap() == stream);
+    }
+    assert_eq!(plans, [Plan::Pass, Plan::Plain]);
 }

@@ -3,7 +3,7 @@
 //! Owns: the order of outgoing frames, keep-alive in both directions, the bandwidth cap.
 //! Must not: know what frames mean; what it times is for `ladder`, which does.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES, WireError};
 
-use crate::ladder::LinkWatch;
+use crate::ladder::{FrameWay, LinkWatch};
 use crate::lanes::Load;
-use crate::seal::{Sealer, Unsealed};
+use crate::seal::{Sealed, Sealer, Unsealed};
 
 /// Something is sent at least this often.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -130,9 +130,8 @@ impl HeavySide {
 
 /// A heavy frame as it is sent. It holds its share of the backlog until it is dropped.
 pub(crate) struct SealedFrame {
-    pub bytes: Vec<u8>,
-    waited: Duration,
-    sealing: Duration,
+    pub parts: Sealed,
+    way: FrameWay,
     sealed: Instant,
     _backlog: OwnedSemaphorePermit,
 }
@@ -149,9 +148,13 @@ impl HeavySide {
         let lost = |_| io::Error::other("a frame of this session was lost");
         let HeavyFrame { frame, mut backlog } = promised.await.map_err(lost)?;
         let ready = Instant::now();
-        let bytes = working(|| self.sealer.seal(frame))?;
+        let (stream_bytes, payload_bytes) = (frame.stream_len as usize, frame.raw_len);
+        let parts = match self.sealer.compresses(&frame) {
+            true => working(|| self.sealer.seal(frame))?,
+            false => self.sealer.seal(frame)?,
+        };
         // The backlog is bytes on the wire: give back what the stream has saved.
-        if let Some(surplus) = backlog.num_permits().checked_sub(bytes.len()) {
+        if let Some(surplus) = backlog.num_permits().checked_sub(parts.len()) {
             drop(backlog.split(surplus));
         }
         let sealed = Instant::now();
@@ -159,11 +162,17 @@ impl HeavySide {
         if self.free_at > sealed {
             sleep_until(self.free_at).await;
         }
-        self.free_at = self.free_at.max(Instant::now()) + self.cap.time_for(bytes.len());
+        self.free_at = self.free_at.max(Instant::now()) + self.cap.time_for(parts.len());
         Ok(SealedFrame {
-            bytes,
-            waited: ready - begun,
-            sealing: sealed - ready,
+            way: FrameWay {
+                waited: ready - begun,
+                sealed: sealed - ready,
+                written: Duration::ZERO,
+                stream_bytes,
+                payload_bytes,
+                wire_bytes: parts.len(),
+            },
+            parts,
             sealed,
             _backlog: backlog,
         })
@@ -171,10 +180,11 @@ impl HeavySide {
 
     /// Takes note that a frame found its way.
     pub(crate) fn left(&mut self, frame: &SealedFrame) {
-        let ladder = self.sealer.ladder();
-        let written = frame.sealed.elapsed();
-        self.watch
-            .frame(ladder, frame.waited, frame.sealing, written);
+        let way = FrameWay {
+            written: frame.sealed.elapsed(),
+            ..frame.way
+        };
+        self.watch.frame(self.sealer.ladder(), &way);
     }
 }
 
@@ -206,15 +216,15 @@ pub(crate) async fn write_frames(
             (Outgoing::Frame(bytes), _) => writer.write_all(&bytes).await?,
             (Outgoing::Promised(promised), Some(side)) => {
                 let frame = side.seal(begun, promised).await?;
-                writer.write_all(&frame.bytes).await?;
+                write_parts(&mut writer, &frame.parts).await?;
                 side.left(&frame);
-                side.sealer.written(frame.bytes);
+                side.sealer.written(frame.parts);
             }
             (Outgoing::Promised(_), None) => {
                 return Err(io::Error::other("a frame has nobody here to seal it"));
             }
             (Outgoing::Sealed(frame, load), _) => {
-                writer.write_all(&frame.bytes).await?;
+                write_parts(&mut writer, &frame.parts).await?;
                 load.written(frame);
             }
         }
@@ -223,7 +233,24 @@ pub(crate) async fn write_frames(
     writer.shutdown().await
 }
 
-/// Lets other tasks of this thread go on elsewhere during work of a millisecond.
+/// Writes both parts of a frame, at once where the connection can.
+async fn write_parts(writer: &mut (impl AsyncWrite + Unpin), frame: &Sealed) -> io::Result<()> {
+    if frame.tail.is_empty() {
+        return writer.write_all(&frame.head).await;
+    }
+    let mut parts = [IoSlice::new(&frame.head), IoSlice::new(&frame.tail)];
+    let mut left = &mut parts[..];
+    while !left.is_empty() {
+        match writer.write_vectored(left).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut left, written),
+        }
+    }
+    Ok(())
+}
+
+/// Lets other tasks of this thread go on elsewhere during work of a millisecond. Too dear for
+/// anything shorter: it hands the thread's tasks to another one.
 fn working<T>(work: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
@@ -337,7 +364,9 @@ mod tests {
             stream_len: 1,
             digest: [0; 16],
             buffer: vec![7; len],
+            tail: Vec::new(),
             compression: Compression::None,
+            stream: None,
             costs: Costs::default(),
             literal_bytes: 0,
             raw_len: len,

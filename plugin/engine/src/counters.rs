@@ -120,7 +120,7 @@ impl Live {
     /// Counts one DATA frame, sealed.
     pub(crate) fn frame(&self, frame: &Unsealed) {
         let costs = &frame.costs;
-        let payload_bytes = frame.buffer.len().saturating_sub(DATA_OVERHEAD_BYTES);
+        let payload_bytes = frame.wire_len().saturating_sub(DATA_OVERHEAD_BYTES);
         let saved = |cost: vmgang_wire::payload::Cost| cost.stream as i64 - cost.payload as i64;
         let stream = costs.total().stream;
         self.stream_bytes.fetch_add(stream, Relaxed);
@@ -143,7 +143,7 @@ impl Live {
             member.stream_bytes.fetch_add(stream, Relaxed);
             member
                 .wire_bytes
-                .fetch_add(frame.buffer.len() as u64, Relaxed);
+                .fetch_add(frame.wire_len() as u64, Relaxed);
         }
     }
 

@@ -18,6 +18,9 @@ use crate::buffers::Buffers;
 use crate::compression::{Budget, DecompressError, FrameDecompressor, StreamDecompressor};
 use crate::frame_digest::FrameDigest;
 
+/// Fewer stream bytes get memory of their own.
+const POOLED_BYTES_MIN: usize = 32 * 1024;
+
 /// Why a frame cannot be turned back into stream bytes. Each ends the session: the two
 /// windows could differ from here on.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +109,27 @@ impl Piece {
         self.bytes.get(self.payload_at..).unwrap_or(&[])
     }
 
+    /// Whether it can go through the window as it is.
+    pub(crate) fn is_unpacked(&self) -> bool {
+        self.compression == Compression::None
+    }
+}
+
+/// Verified stream bytes: the end of a buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StreamBytes {
+    buffer: Vec<u8>,
+    from: usize,
+}
+
+impl StreamBytes {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.from..).unwrap_or(&[])
+    }
+
     /// The buffer, to be used again.
     pub(crate) fn into_buffer(self) -> Vec<u8> {
-        self.bytes
+        self.buffer
     }
 }
 
@@ -116,15 +137,15 @@ impl Piece {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Unverified {
-    bytes: Vec<u8>,
+    bytes: StreamBytes,
     digest: [u8; 16],
     compare: FrameDigest,
 }
 
 impl Unverified {
     /// The bytes, if they are those that QEMU wrote.
-    pub(crate) fn verify(self) -> Result<Vec<u8>, DecodeError> {
-        if self.compare.of(&self.bytes) != self.digest {
+    pub(crate) fn verify(self) -> Result<StreamBytes, DecodeError> {
+        if self.compare.of(self.bytes.bytes()) != self.digest {
             return Err(DecodeError::Digest);
         }
         Ok(self.bytes)
@@ -160,7 +181,7 @@ impl Decoder {
     }
 
     /// Rebuilds the stream bytes of the session's next frame, which is unpacked.
-    pub(crate) fn rebuild(&mut self, piece: &Piece) -> Result<Unverified, DecodeError> {
+    pub(crate) fn rebuild(&mut self, piece: Piece) -> Result<Unverified, DecodeError> {
         if piece.sequence != self.next_sequence {
             return Err(DecodeError::Sequence {
                 expected: self.next_sequence,
@@ -169,7 +190,26 @@ impl Decoder {
         }
         self.next_sequence += 1;
         let (new, raw_len) = match piece.compression {
-            Compression::None => return self.apply(piece, piece.payload()),
+            Compression::None => {
+                let bytes = match self.apply(&piece, piece.payload(), true)? {
+                    Some(rebuilt) => {
+                        let (digest, buffer) = (piece.digest, piece.bytes);
+                        self.buffers.give(buffer);
+                        return Ok(self.unverified(
+                            StreamBytes {
+                                buffer: rebuilt,
+                                from: 0,
+                            },
+                            digest,
+                        ));
+                    }
+                    None => StreamBytes {
+                        from: piece.bytes.len() - piece.stream_len as usize,
+                        buffer: piece.bytes,
+                    },
+                };
+                return Ok(self.unverified(bytes, piece.digest));
+            }
             Compression::Stream { raw_len } => (false, raw_len),
             Compression::NewStream { raw_len } => (true, raw_len),
             Compression::Frame { .. } => return Err(DecodeError::Packed),
@@ -177,33 +217,63 @@ impl Decoder {
         let mut raw = std::mem::take(&mut self.raw);
         self.stream
             .decompress(new, raw_len, piece.payload(), &mut raw)?;
-        let rebuilt = self.apply(piece, &raw);
+        let rebuilt = self.apply(&piece, &raw, false);
         self.raw = raw;
-        rebuilt
+        let buffer = rebuilt?.unwrap_or_default();
+        self.buffers.give(piece.bytes);
+        Ok(self.unverified(StreamBytes { buffer, from: 0 }, piece.digest))
     }
 
-    fn apply(&mut self, piece: &Piece, payload: &[u8]) -> Result<Unverified, DecodeError> {
+    fn unverified(&self, bytes: StreamBytes, digest: [u8; 16]) -> Unverified {
+        Unverified {
+            bytes,
+            digest,
+            compare: self.digest.clone(),
+        }
+    }
+
+    /// Carries out the operations of a payload. Returns what they rebuild; `None` if that is the
+    /// end of the payload as it is, and `may_pass`.
+    fn apply(
+        &mut self,
+        piece: &Piece,
+        payload: &[u8],
+        may_pass: bool,
+    ) -> Result<Option<Vec<u8>>, DecodeError> {
         let announced = piece.stream_len as usize;
         let wrong_length = DecodeError::StreamLength {
             announced: piece.stream_len,
         };
-        let mut out = self.buffers.take();
-        out.reserve(announced);
+        let mut out = None;
+        let mut covered = 0;
         for operation in Operations::new(payload)? {
             let operation = operation?;
-            if out.len() + operation.stream_len() > announced {
+            covered += operation.stream_len();
+            if covered > announced {
                 return Err(wrong_length);
             }
-            apply(&mut self.window, &operation, &mut out)?;
+            match operation {
+                // All literals are its, and they are the end of the payload.
+                Operation::Opaque(bytes) if may_pass && bytes.len() == announced => {}
+                Operation::Keep { slot, page } => self.window.define(Slot(slot), page)?,
+                _ => {
+                    let out = out.get_or_insert_with(|| {
+                        // A large buffer is not to wait for QEMU with a few bytes in it.
+                        let mut out = match announced < POOLED_BYTES_MIN {
+                            true => Vec::new(),
+                            false => self.buffers.take(),
+                        };
+                        out.reserve(announced);
+                        out
+                    });
+                    apply(&mut self.window, &operation, out)?;
+                }
+            }
         }
-        if out.len() != announced {
+        if covered != announced {
             return Err(wrong_length);
         }
-        Ok(Unverified {
-            bytes: out,
-            digest: piece.digest,
-            compare: self.digest.clone(),
-        })
+        Ok(out)
     }
 
     /// All steps of a frame at once.
@@ -219,7 +289,7 @@ impl Decoder {
         };
         let mut frames = FrameDecompressor::new().expect("memory for a context");
         piece.unpack(&mut frames, &self.buffers)?;
-        self.rebuild(&piece)?.verify()
+        Ok(self.rebuild(piece)?.verify()?.bytes().to_vec())
     }
 }
 
@@ -231,6 +301,7 @@ fn apply(
     match *operation {
         Operation::Opaque(bytes) => out.extend_from_slice(bytes),
         Operation::Zero { address, fill } => rebuild::zero_record(out, address, fill),
+        Operation::Keep { slot, page } => window.define(Slot(slot), page)?,
         Operation::Page { place, content } => {
             if let Place::Record { address } = place {
                 rebuild::page_header(out, address);

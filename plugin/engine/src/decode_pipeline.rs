@@ -17,7 +17,7 @@ use vmgang_dedup::DigestKey;
 
 use crate::buffers::Buffers;
 use crate::compression::FrameDecompressor;
-use crate::decode::{DecodeError, Decoder, Piece};
+use crate::decode::{DecodeError, Decoder, Piece, StreamBytes};
 use crate::pool::Pool;
 use crate::workers::Workers;
 
@@ -46,21 +46,23 @@ struct Turns {
     /// Not there while a worker has it, and never again after a failure.
     decoder: Option<Decoder>,
     /// Frames in session order, from the one that is next; not there until unpacked.
-    waiting: VecDeque<Option<(Piece, Ticket)>>,
+    waiting: Waiting,
     /// Number of the first one that waits.
     first: u64,
     closed: bool,
 }
 
+type Waiting = VecDeque<Option<(Piece, Ticket)>>;
+
 /// What a frame owes, and what it holds on to until then.
 struct Ticket {
-    promise: Option<oneshot::Sender<Vec<u8>>>,
+    promise: Option<oneshot::Sender<StreamBytes>>,
     failures: mpsc::UnboundedSender<String>,
     _in_flight: OwnedSemaphorePermit,
 }
 
 impl Ticket {
-    fn deliver(mut self, bytes: Vec<u8>) {
+    fn deliver(mut self, bytes: StreamBytes) {
         if let Some(promise) = self.promise.take() {
             // Nobody waits for bytes of a QEMU that is gone.
             let _ = promise.send(bytes);
@@ -111,7 +113,7 @@ impl DecodePipeline {
 
     /// Takes the session's next frame, once there is room for it. Its stream bytes come through
     /// the promise, verified; if they never come, a failure was reported.
-    pub(crate) async fn decode(&self, piece: Piece) -> oneshot::Receiver<Vec<u8>> {
+    pub(crate) async fn decode(&self, piece: Piece) -> oneshot::Receiver<StreamBytes> {
         let (promise, promised) = oneshot::channel();
         let bytes = piece
             .memory_bytes()
@@ -126,11 +128,17 @@ impl DecodePipeline {
             _in_flight: in_flight,
         };
         let number = self.shared.turns().place();
+        if piece.is_unpacked() {
+            // Copying and comparing takes no longer than handing it over.
+            self.shared.turns().ready(number, piece, ticket);
+            self.shared.take_turn();
+            return promised;
+        }
         let shared = self.shared.clone();
         // What comes of it goes through the promise.
-        drop(self.shared.workers.run(move || {
-            shared.unpack(number, piece, ticket);
-        }));
+        self.shared
+            .workers
+            .start(move || shared.unpack(number, piece, ticket));
         promised
     }
 
@@ -141,14 +149,16 @@ impl DecodePipeline {
 
     /// Gives up the frames that wait, and waits for those that workers are at.
     pub(crate) async fn close(&self) {
-        self.shared.close();
+        let dropped = self.shared.close();
+        // A window of many gigabytes is not taken down in a moment.
+        let _ = tokio::task::spawn_blocking(move || drop(dropped)).await;
         self.drained().await;
     }
 }
 
 impl Drop for DecodePipeline {
     fn drop(&mut self) {
-        self.shared.close();
+        drop(self.shared.close());
     }
 }
 
@@ -157,12 +167,11 @@ impl Shared {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close(&self) {
+    /// Returns what is not needed any more.
+    fn close(&self) -> (Option<Decoder>, Waiting) {
         let mut turns = self.turns();
         turns.closed = true;
-        let dropped = (turns.decoder.take(), std::mem::take(&mut turns.waiting));
-        drop(turns);
-        drop(dropped);
+        (turns.decoder.take(), std::mem::take(&mut turns.waiting))
     }
 
     fn unpack(self: &Arc<Self>, number: u64, mut piece: Piece, ticket: Ticket) {
@@ -190,14 +199,16 @@ impl Shared {
         let Some((mut decoder, piece, ticket)) = self.turns().take() else {
             return;
         };
-        let rebuilt = decoder.rebuild(&piece);
+        let rebuilt = decoder.rebuild(piece);
         match rebuilt {
             Ok(unverified) => {
-                if self.turns().give_back(decoder) {
+                // One that is not taken back is taken down without the lock.
+                let given_back = self.turns().give_back(decoder);
+                let next = given_back.unwrap_or_default();
+                if next {
                     let shared = self.clone();
-                    drop(self.workers.run(move || shared.take_turn()));
+                    self.workers.start(move || shared.take_turn());
                 }
-                self.buffers.give(piece.into_buffer());
                 match unverified.verify() {
                     Ok(bytes) => ticket.deliver(bytes),
                     Err(error) => ticket.fail(&error),
@@ -234,13 +245,13 @@ impl Turns {
         Some((decoder, piece, ticket))
     }
 
-    /// Whether the next frame is waiting already.
-    fn give_back(&mut self, decoder: Decoder) -> bool {
+    /// Whether the next frame is waiting already. After the end it is not taken back.
+    fn give_back(&mut self, decoder: Decoder) -> Result<bool, Box<Decoder>> {
         if self.closed {
-            return false;
+            return Err(Box::new(decoder));
         }
         self.decoder = Some(decoder);
-        matches!(self.waiting.front(), Some(Some(_)))
+        Ok(matches!(self.waiting.front(), Some(Some(_))))
     }
 }
 

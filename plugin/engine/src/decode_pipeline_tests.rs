@@ -27,6 +27,16 @@ fn pipeline(workers: Workers) -> (DecodePipeline, mpsc::UnboundedReceiver<String
 /// A frame of one page that is in slot 0 by then: the one that goes there if `defines`. Every
 /// other one is compressed on its own.
 fn piece(sequence: u64, page: &[u8; 4096], defines: bool, digest_of: &[u8]) -> Piece {
+    piece_of(sequence, page, defines, digest_of, sequence % 2 == 1)
+}
+
+fn piece_of(
+    sequence: u64,
+    page: &[u8; 4096],
+    defines: bool,
+    digest_of: &[u8],
+    packs: bool,
+) -> Piece {
     let content = if defines {
         Content::Define { slot: 0, page }
     } else {
@@ -37,7 +47,7 @@ fn piece(sequence: u64, page: &[u8; 4096], defines: bool, digest_of: &[u8]) -> P
     let (mut payload, mut packed) = (Vec::new(), Vec::new());
     encoder.finish(&mut payload);
     let mut compression = Compression::None;
-    if sequence % 2 == 1 {
+    if packs {
         let mut frames = FrameCompressor::new().unwrap();
         compression = frames.compress(Rung::Frame, &payload, &mut packed).unwrap();
         payload = packed;
@@ -73,7 +83,7 @@ async fn turns_are_in_session_order_on_any_number_of_workers() {
             promises.push((page, pipeline.decode(piece).await));
         }
         for (page, promised) in promises {
-            assert!(promised.await.unwrap() == page);
+            assert!(promised.await.unwrap().bytes() == page);
         }
         pipeline.drained().await;
         assert!(failed.try_recv().is_err());
@@ -117,7 +127,7 @@ async fn frames_in_flight_are_bounded() {
     let mut promises = Vec::new();
     let mut sequence = 0;
     while let Some(promised) = {
-        let piece = piece(sequence, &page, true, &page);
+        let piece = piece_of(sequence, &page, true, &page, true);
         pipeline.decode(piece).now_or_never()
     } {
         promises.push(promised);
@@ -127,7 +137,7 @@ async fn frames_in_flight_are_bounded() {
     drop(go);
     pipeline.drained().await;
     for promised in promises {
-        assert!(promised.await.unwrap() == page);
+        assert!(promised.await.unwrap().bytes() == page);
     }
 }
 
@@ -137,7 +147,8 @@ async fn closing_waits_for_what_is_at_work_and_drops_the_rest() {
     let go = block(&workers);
     let (pipeline, _failed) = pipeline(workers);
     let page = page(1);
-    let promised = pipeline.decode(piece(0, &page, true, &page)).await;
+    let piece = piece_of(0, &page, true, &page, true);
+    let promised = pipeline.decode(piece).await;
     assert!(pipeline.close().now_or_never().is_none(), "a job is queued");
     drop(go);
     pipeline.close().await;

@@ -12,11 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use vmgang_wire::{Direction, Frame};
+use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 
 use crate::SocketOwner;
 use crate::buffers::Buffers;
 use crate::connection::FrameQueue;
+use crate::decode::StreamBytes;
 use crate::frame_digest::FrameDigest;
 
 /// Delivered bytes are credited back in steps of this. So much less than what a channel is granted
@@ -31,7 +32,7 @@ const SOCKET_BYTES: usize = 512 * 1024;
 /// What is to be done with a channel's stream, in order.
 pub(crate) enum StreamEvent {
     /// Verified bytes, once there are.
-    Bytes(oneshot::Receiver<Vec<u8>>),
+    Bytes(oneshot::Receiver<StreamBytes>),
     Finish,
 }
 
@@ -46,7 +47,7 @@ pub(crate) async fn connect(socket: &Path, owner: SocketOwner) -> std::io::Resul
     let connection = UnixStream::connect(socket).await?;
     widen(&connection);
     match connection.peer_cred()?.uid() {
-        uid if uid == owner.uid || uid == 0 => Ok(connection),
+        uid if uid == owner.uid => Ok(connection),
         uid => Err(std::io::Error::other(format!(
             "user {uid} listens in its place"
         ))),
@@ -59,7 +60,7 @@ pub(crate) struct Pump {
     pub digest: FrameDigest,
     pub queue: FrameQueue,
     pub buffers: Buffers,
-    /// Stream bytes received and not yet credited back.
+    /// Credit taken and not yet given back.
     pub outstanding: Arc<AtomicU64>,
     pub return_credit: Arc<Semaphore>,
     pub return_outstanding: Arc<AtomicU64>,
@@ -94,9 +95,9 @@ impl Pump {
                         // The session is about to end, and says why itself.
                         return std::future::pending().await;
                     };
-                    writer.write_all(&bytes).await?;
-                    delivered += bytes.len() as u32;
-                    self.buffers.give(bytes);
+                    writer.write_all(bytes.bytes()).await?;
+                    delivered += bytes.bytes().len().max(FRAME_CREDIT_BYTES_MIN) as u32;
+                    self.buffers.give(bytes.into_buffer());
                     if delivered >= CREDIT_STEP_BYTES {
                         self.outstanding.fetch_sub(u64::from(delivered), Relaxed);
                         self.queue.send(&Frame::Credit {

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use vmgang_dedup::DigestKey;
 use vmgang_wire::{
-    CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, Frame, FrameHeader, Hello, Kind,
-    MoreConnections, RETURN_CREDIT_BYTES, RefuseCode, Welcome,
+    CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, FRAME_CREDIT_BYTES_MIN, Frame, FrameHeader,
+    Hello, Kind, MoreConnections, RETURN_CREDIT_BYTES, RefuseCode, Welcome,
 };
 
 use crate::buffers::Buffers;
@@ -95,17 +95,24 @@ pub(crate) async fn run(
             }
             // Hangs up on every QEMU that is still connected: libvirt cleans up there.
             session.tasks.shutdown().await;
-            session.pipeline.close().await;
-            (result, session.further)
+            let Session {
+                pipeline,
+                further,
+                sockets,
+                ..
+            } = session;
+            drop(sockets);
+            // Before the window is taken down, which takes its time.
+            refuse(&queue, &result);
+            pipeline.close().await;
+            (result, further)
         }
-        Err(error) => (Err(error), FurtherConnections::default()),
+        Err(error) => {
+            let result = Err(error);
+            refuse(&queue, &result);
+            (result, FurtherConnections::default())
+        }
     };
-    if let Err(text) = &result {
-        queue.send(&Frame::Refuse {
-            code: RefuseCode::Protocol,
-            text: text.clone(),
-        });
-    }
     drop(queue);
     // Whatever is queued leaves, if the source takes it soon.
     let flush = async { while writing.join_next().await.is_some() {} };
@@ -113,13 +120,24 @@ pub(crate) async fn run(
     result
 }
 
+fn refuse(queue: &FrameQueue, result: &Result<(), String>) {
+    if let Err(text) = result {
+        queue.send(&Frame::Refuse {
+            code: RefuseCode::Protocol,
+            text: text.clone(),
+        });
+    }
+}
+
 struct Channel {
     stream: mpsc::UnboundedSender<StreamEvent>,
-    /// Stream bytes received and not yet credited back.
+    /// Credit taken and not yet given back.
     outstanding: Arc<AtomicU64>,
     return_credit: Arc<Semaphore>,
     return_outstanding: Arc<AtomicU64>,
     finished: bool,
+    /// What serves it; `None` without a connection to QEMU.
+    pump: Option<AbortHandle>,
 }
 
 struct Session<'a> {
@@ -254,9 +272,9 @@ impl<'a> Session<'a> {
                 "the source sent data for channel {channel}, not open"
             ));
         };
-        let stream_len = u64::from(piece.stream_len());
-        let outstanding = open.outstanding.fetch_add(stream_len, Relaxed);
-        if outstanding + stream_len > u64::from(CHANNEL_CREDIT_BYTES) {
+        let charge = u64::from(piece.stream_len()).max(FRAME_CREDIT_BYTES_MIN as u64);
+        let outstanding = open.outstanding.fetch_add(charge, Relaxed);
+        if outstanding + charge > u64::from(CHANNEL_CREDIT_BYTES) {
             return Err("the source sent more than it was granted".to_owned());
         }
         // Also for a channel whose QEMU is gone: the windows must stay equal.
@@ -304,8 +322,11 @@ impl<'a> Session<'a> {
                 tracing::info!(channel, %text, "the source gave up a connection");
                 if let Some(open) = self.channels.get_mut(&channel) {
                     open.finished = true;
-                    // Closing the queue without a Finish breaks the connection to QEMU.
                     open.stream = mpsc::unbounded_channel().0;
+                    // At once, whatever it waits for: that closes the connection to QEMU.
+                    if let Some(pump) = open.pump.take() {
+                        pump.abort();
+                    }
                 }
             }
             Frame::OutcomeRequest { member } => {
@@ -347,12 +368,13 @@ impl<'a> Session<'a> {
     /// by the order in which they come.
     async fn open(&mut self, channel: u32, member: usize) {
         let (stream, events) = mpsc::unbounded_channel();
-        let open = Channel {
+        let mut open = Channel {
             stream,
             outstanding: Arc::new(AtomicU64::new(0)),
             return_credit: Arc::new(Semaphore::new(RETURN_CREDIT_BYTES)),
             return_outstanding: Arc::new(AtomicU64::new(0)),
             finished: false,
+            pump: None,
         };
         match connect(&self.sockets.socket(member), self.owners[member]).await {
             Ok(connection) => {
@@ -365,7 +387,7 @@ impl<'a> Session<'a> {
                     return_credit: open.return_credit.clone(),
                     return_outstanding: open.return_outstanding.clone(),
                 };
-                self.tasks.spawn(pump.run(connection, events));
+                open.pump = Some(self.tasks.spawn(pump.run(connection, events)));
             }
             Err(error) => self.queue.send(&Frame::Reset {
                 channel,

@@ -3,7 +3,7 @@
 //!
 //! Must not: do I/O or wait. Ordering is serial, in the order of the stream; building is not.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmgang_dedup::{BlockMatches, DigestKey, Member, PAGE_BYTES, Page, Slot, delta};
 use vmgang_wire::payload::{BlockReference, Content, PageBlocks, Place};
@@ -12,7 +12,7 @@ use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES};
 use crate::Techniques;
 use crate::buffers::Buffers;
 use crate::chunk::{Chunk, Piece};
-use crate::compression::{FrameCompressor, Patience, Rung};
+use crate::compression::{FrameCompressor, Patience, Rung, ZSTD_BYTES_MIN};
 use crate::counters::{GROUP_CROSS_VM, GROUP_INTRA_VM};
 use crate::frame_digest::FrameDigest;
 use crate::identify::Identifier;
@@ -26,6 +26,19 @@ use crate::seal::Unsealed;
 #[must_use = "a sequence number that is never sent ends the session"]
 pub(crate) struct Ordered {
     sequence: u64,
+}
+
+/// How the frame of a chunk is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// The stream goes as it was read; nothing of it is copied.
+    Pass,
+    /// Operations and literals.
+    Plain,
+    /// The same, for the session's stream to compress.
+    Stream(Rung),
+    /// The same, compressed on its own.
+    Compress(Rung),
 }
 
 /// What the encoders of a session share.
@@ -73,7 +86,6 @@ impl ChannelEncoder {
             identities,
             judgements,
             bases,
-            near,
             ..
         } = chunk;
         judgements.clear();
@@ -92,7 +104,7 @@ impl ChannelEncoder {
                     Place::Body => None,
                 };
                 let page = Chunk::page(bytes, *start);
-                let judgement = session.judge(self.member, number, identity, page, *near, bases);
+                let judgement = session.judge(self.member, number, identity, page, bases);
                 judgements.push(judgement);
             }
         }
@@ -106,29 +118,64 @@ impl ChannelEncoder {
         }
     }
 
-    /// Builds the frame of the chunk, compressed if `rung` is for frames on their own.
+    /// How an ordered chunk is best built.
+    pub(crate) fn plan(&self, chunk: &Chunk, rung: Rung) -> Plan {
+        if rung.streams() {
+            Plan::Stream(rung)
+        } else if rung.frames() && self.patience().tries(chunk.bytes.len()) {
+            Plan::Compress(rung)
+        } else if passes(chunk) {
+            Plan::Pass
+        } else {
+            Plan::Plain
+        }
+    }
+
+    fn patience(&self) -> MutexGuard<'_, Patience> {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Builds the frame of the chunk.
     pub(crate) fn build(
         &self,
         chunk: &mut Chunk,
         ordered: Ordered,
-        rung: Rung,
+        plan: Plan,
         worth: Worth,
     ) -> Unsealed {
-        self.encode(chunk, worth);
+        match plan {
+            Plan::Pass => pass(chunk),
+            Plan::Plain | Plan::Stream(_) | Plan::Compress(_) => self.encode(chunk, worth),
+        }
         let literal_bytes = chunk.payload.literal_bytes() as u64;
         let mut buffer = self.common.buffers.take();
         buffer.resize(DATA_OVERHEAD_BYTES, 0);
         let costs = chunk.payload.finish(&mut buffer);
         let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
-        let compression = self.compress(&mut buffer, rung);
+        let digest = self.common.digest.of(&chunk.bytes);
+        let stream_len = chunk.bytes.len() as u32;
+        let (compression, tail) = match plan {
+            Plan::Pass => {
+                let tail = std::mem::replace(&mut chunk.bytes, self.common.buffers.take());
+                (Compression::None, tail)
+            }
+            Plan::Plain | Plan::Stream(_) => (Compression::None, Vec::new()),
+            Plan::Compress(rung) => (self.compress(&mut buffer, rung), Vec::new()),
+        };
+        let raw_len = raw_len + tail.len();
         Unsealed {
             channel: self.channel,
             member: usize::from(self.member.0),
             sequence: ordered.sequence,
-            stream_len: chunk.bytes.len() as u32,
-            digest: self.common.digest.of(&chunk.bytes),
+            stream_len,
+            digest,
             buffer,
+            tail,
             compression,
+            stream: match plan {
+                Plan::Stream(rung) => Some(rung),
+                _ => None,
+            },
             costs,
             literal_bytes,
             raw_len,
@@ -194,7 +241,7 @@ impl ChannelEncoder {
                                 blocks,
                                 page,
                             );
-                            if *sought {
+                            if *sought && identity.near {
                                 near.0 += 1;
                                 near.1 += u32::from(!matches!(content, Content::Define { .. }));
                             }
@@ -213,6 +260,7 @@ impl ChannelEncoder {
         if near.0 + sub_page.0 > 0 {
             let mut trials = self.identifier.trials();
             trials.near.count(near.0, near.1, worth.scarce);
+            trials.page.earn(near.1 + sub_page.1);
             trials.sub_page.count(sub_page.0, sub_page.1, worth.scarce);
         }
     }
@@ -220,8 +268,7 @@ impl ChannelEncoder {
     /// Compresses the payload in `buffer` if that makes it shorter.
     fn compress(&self, buffer: &mut Vec<u8>, rung: Rung) -> Compression {
         let raw_len = buffer.len() - DATA_OVERHEAD_BYTES;
-        let patience = || self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        if !rung.frames() || !patience().tries(raw_len) {
+        if raw_len < ZSTD_BYTES_MIN {
             return Compression::None;
         }
         let mut out = self.common.buffers.take();
@@ -237,16 +284,57 @@ impl ChannelEncoder {
         let len = out.len() - DATA_OVERHEAD_BYTES;
         match compressed {
             Ok(compression) if len < raw_len => {
-                patience().learn(raw_len, len);
+                self.patience().learn(raw_len, len);
                 self.common.buffers.give(std::mem::replace(buffer, out));
                 compression
             }
             // Also what zstd fails at goes as it is.
             _ => {
-                patience().learn(raw_len, raw_len);
+                self.patience().learn(raw_len, raw_len);
                 self.common.buffers.give(out);
                 Compression::None
             }
+        }
+    }
+}
+
+/// Whether a chunk is nothing but bytes and pages to be sent as they are.
+fn passes(chunk: &Chunk) -> bool {
+    let as_it_is = |judgement: &Judgement| match judgement {
+        Judgement::Reference { .. } => false,
+        Judgement::Define {
+            bases: (_, bases),
+            blocks,
+            ..
+        } => *bases == 0 && blocks.matched() == 0,
+        Judgement::Send => true,
+    };
+    chunk
+        .pieces
+        .iter()
+        .all(|piece| matches!(piece, Piece::Opaque { .. } | Piece::Page { .. }))
+        && chunk.judgements.iter().all(as_it_is)
+}
+
+/// The payload of such a chunk, but for its stream bytes, which go behind it.
+fn pass(chunk: &mut Chunk) {
+    let Chunk {
+        bytes,
+        pieces,
+        judgements,
+        payload,
+        ..
+    } = chunk;
+    payload.clear();
+    payload.passed(bytes.len());
+    let mut judged = judgements.iter();
+    for piece in pieces.iter() {
+        if let Piece::Page {
+            start, known: true, ..
+        } = piece
+            && let Some(Judgement::Define { slot, .. }) = judged.next()
+        {
+            payload.keep(*start, slot.0);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A session's destination half, as far as a hostile source reaches it, for the fuzz targets.
 //!
-//! Must not: be part of anything but a fuzz build (`cfg(fuzzing)`), or decode anything itself:
+//! Must not: be part of anything but a fuzz build (`cfg(fuzzing)`) and tests, or decode anything itself:
 //! it takes each frame through the steps that the pipeline takes it through.
 
 use vmgang_dedup::DigestKey;
@@ -37,7 +37,7 @@ impl Destination {
     fn steps(&mut self, header: &FrameHeader, body: &[u8]) -> Result<Vec<u8>, DecodeError> {
         let (_, mut piece) = Piece::read(header, body.to_vec())?;
         piece.unpack(&mut self.frames, &self.buffers)?;
-        self.decoder.rebuild(&piece)?.verify()
+        Ok(self.decoder.rebuild(piece)?.verify()?.bytes().to_vec())
     }
 }
 

@@ -13,7 +13,7 @@ use vmgang_dedup::{
 use crate::Techniques;
 use crate::chunk::{Chunk, Piece};
 use crate::order::Identity;
-use crate::trial::{HashTrial, Trial};
+use crate::trial::{HashTrial, NearTrial, Trial};
 
 /// Pages that are hashed side by side.
 const BATCH_PAGES: usize = 16;
@@ -46,12 +46,21 @@ impl Default for Batch<'_> {
     }
 }
 
+/// Which pages of a chunk are compared with others, and kept to be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Near {
+    None,
+    /// Those that tell whether it would pay for all.
+    Samples,
+    All,
+}
+
 /// Which techniques pay for a stream.
 #[derive(Debug, Default)]
 pub(crate) struct Trials {
     pub page: HashTrial,
     /// Deltas, and blocks.
-    pub near: Trial,
+    pub near: NearTrial,
     pub sub_page: Trial,
 }
 
@@ -84,30 +93,37 @@ impl Identifier {
     /// Fills in uniform pieces and identities. A chunk without them is as good, but larger.
     pub(crate) fn identify(&self, chunk: &mut Chunk, scarce: bool) {
         chunk.identities.clear();
-        chunk.near = false;
         chunk.sought = false;
         if chunk.pages == 0 {
             return;
         }
         let techniques = &self.techniques;
         let hashes = techniques.page && (techniques.rehash || chunk.first_pass);
-        let (samples_only, detector, hasher) = if hashes {
+        let mut samples_only = false;
+        // Deltas to what a page was before are tried where time is no matter; it may be
+        // written to later.
+        let mut near = Near::None;
+        let mut hasher = None;
+        if hashes {
             let mut trials = self.trials();
-            // Without these nobody finds out while they are tried whether they pay.
-            let seeks = self.detector.is_some() || self.hasher.is_some();
-            let on = seeks && trials.near.on(chunk.pages, scarce);
-            // Where time is no matter pages are kept even so: they may be written to later.
-            chunk.near = on || !scarce;
-            chunk.sought = on;
-            let sub_page = on && trials.sub_page.on(chunk.pages, scarce);
-            (
-                scarce && trials.page.samples_only(),
-                self.detector.as_ref().filter(|_| on),
-                self.hasher.as_ref().filter(|_| sub_page),
-            )
-        } else {
-            (false, None, None)
-        };
+            samples_only = scarce && trials.page.samples_only();
+            let similar = match &self.detector {
+                None => Near::None,
+                Some(_) if scarce && trials.near.samples_only() => Near::Samples,
+                Some(_) => Near::All,
+            };
+            let tries_blocks = self.hasher.is_some()
+                && similar != Near::Samples
+                && trials.sub_page.on(chunk.pages, scarce);
+            hasher = self.hasher.as_ref().filter(|_| tries_blocks);
+            near = if tries_blocks || !scarce {
+                Near::All
+            } else {
+                similar
+            };
+            chunk.sought = similar != Near::None;
+        }
+        let detector = self.detector.as_ref().filter(|_| near != Near::None);
         let Chunk {
             bytes,
             pieces,
@@ -120,10 +136,18 @@ impl Identifier {
             digests.clear();
             PageDigest::of_many(&self.key, batch.pages(), digests);
             let pages = batch.pages().iter().zip(&*digests);
-            identities.extend(pages.map(|(page, digest)| Identity {
-                digest: *digest,
-                signatures: detector.map(|detector| detector.signatures(page)),
-                blocks: hasher.map(|hasher| hasher.hashes(page)),
+            identities.extend(pages.map(|(page, digest)| {
+                let signatures = detector.map(|detector| detector.signatures(page));
+                Identity {
+                    digest: *digest,
+                    signatures,
+                    blocks: hasher.map(|hasher| hasher.hashes(page)),
+                    near: match near {
+                        Near::All => true,
+                        Near::Samples => signatures.is_some_and(|found| found.is_sample()),
+                        Near::None => false,
+                    },
+                }
             }));
             batch.len = 0;
         };

@@ -18,28 +18,40 @@ use crate::compression::Rung;
 
 /// A decision is made about so much time at once.
 const WINDOW: Duration = Duration::from_millis(100);
+/// The first one about so much; each window after that is twice as long as the one before.
+const WINDOW_FIRST: Duration = Duration::from_millis(25);
 /// One wait counts for no more than this: a gang that is held writes nothing for long.
 const WAIT_MAX: Duration = Duration::from_millis(20);
 /// The link is the bottleneck when the writer waits for it for more than this, in percent.
 const LINK_BOUND: u64 = 60;
-/// The strongest compression is for links that are slower still: changing between the two
-/// streams costs all that the one before remembers, so it is done once.
+/// The strongest compression is for links that are slower still. Changing between the two
+/// streams costs all that the one before remembers: the choice is made when the stream begins, and
+/// changed once at most.
 const LINK_SLOW: u64 = 85;
 /// And surely not when it is less than this.
 const LINK_FREE: u64 = 30;
 /// Sealing is the bottleneck when it takes more than this.
 const WORK_BOUND: u64 = 50;
-/// So are the workers when they are busy for more than this.
-const WORKERS_BOUND: u64 = 70;
-/// Frames are cheap: level 1 is given up only for a link that has little to do, and quick ones
-/// only for one that has nothing to do while the workers do nothing but build.
+/// Frames are cheap, and bytes are everybody's: a lighter one is taken only for a link that has
+/// nothing to do while the workers do nothing but build, and given up as soon as it has more.
+const LINK_IDLE: u64 = 3;
 const LINK_EASY: u64 = 15;
-const WORK_ONLY: u64 = 85;
-const LINK_IDLE: u64 = 5;
+const WORK_ONLY: u64 = 95;
 /// A rung that was left for being too slow is not tried again for so long at first.
 const AVOID_FIRST: Duration = Duration::from_millis(200);
 /// And at most.
 const AVOID_MAX: Duration = Duration::from_secs(8);
+
+/// In percent of their time, workers that hardly keep up are busier than this.
+const WORK_MUCH: u64 = 50;
+/// Payloads of which frames of their own leave more than this are not worth the stream.
+const SHRUNK_ENOUGH: u32 = 950;
+/// What the session's stream compresses at most.
+const STREAM_BYTES_PER_S: f64 = 250e6;
+/// What the kernel copies into a socket.
+const COPIED_BYTES_PER_S: f64 = 1.5e9;
+/// A worker has a good part of its time left for stream that comes more slowly than this.
+const BUSY_BYTES_PER_S: f64 = 150e6;
 
 /// Shorter payloads tell nothing about pages.
 const SHRUNK_BYTES_MIN: usize = 16 * 1024;
@@ -52,8 +64,8 @@ pub(crate) struct Ladder {
     rung: AtomicU8,
     /// Rungs are chosen, not given.
     adaptive: bool,
-    /// The writer mostly waits for the link.
-    link_bound: AtomicBool,
+    /// The processors have no time for what saves little.
+    scarce: AtomicBool,
     /// What is left of payloads after compression, lately.
     shrunk_permille: AtomicU32,
     workers: NonZeroU32,
@@ -75,7 +87,8 @@ impl Ladder {
         Ladder {
             rung: AtomicU8::new(rung as u8),
             adaptive,
-            link_bound: AtomicBool::new(true),
+            // Until the link has shown that it is slow: what is copied for bases is not given back.
+            scarce: AtomicBool::new(true),
             shrunk_permille: AtomicU32::new(500),
             workers: u32::try_from(workers)
                 .ok()
@@ -94,10 +107,10 @@ impl Ladder {
         }
     }
 
-    /// Whether the link is not what the session waits for, so that what saves little is to be
-    /// left out. Techniques that were chosen one by one are used, whatever they cost.
+    /// Whether the link is not what the session waits for, or so fast that the processors hardly
+    /// keep up, so that what saves little is to be left out. Techniques that were chosen one by one are used, whatever they cost.
     pub(crate) fn scarce(&self) -> bool {
-        self.adaptive && !self.link_bound.load(Relaxed)
+        self.adaptive && self.scarce.load(Relaxed)
     }
 
     /// A payload was compressed, or not. For the writer alone.
@@ -121,6 +134,57 @@ impl Ladder {
     }
 }
 
+/// One frame's way through the writer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FrameWay {
+    /// The writer waited for it.
+    pub waited: Duration,
+    pub sealed: Duration,
+    /// From there into the socket.
+    pub written: Duration,
+    pub stream_bytes: usize,
+    /// Of its payload before compression.
+    pub payload_bytes: usize,
+    pub wire_bytes: usize,
+}
+
+/// What a decision is made about.
+#[derive(Debug, Default)]
+struct Sums {
+    /// All of the time, however long a wait was.
+    elapsed: Duration,
+    waited: Duration,
+    sealed: Duration,
+    written: Duration,
+    stream_bytes: u64,
+    payload_bytes: u64,
+}
+
+impl Sums {
+    fn add(&mut self, way: &FrameWay) {
+        self.elapsed += way.waited + way.sealed + way.written;
+        self.waited += way.waited.min(WAIT_MAX);
+        self.sealed += way.sealed;
+        // What the kernel takes to copy it is not the link's.
+        let copied = way.wire_bytes as f64 / COPIED_BYTES_PER_S;
+        self.written += way.written.saturating_sub(Duration::from_secs_f64(copied));
+        self.stream_bytes += way.stream_bytes as u64;
+        self.payload_bytes += way.payload_bytes as u64;
+    }
+
+    fn counted(&self) -> Duration {
+        self.waited + self.sealed + self.written
+    }
+
+    fn percent(&self, part: Duration) -> u64 {
+        micros(part) * 100 / micros(self.counted()).max(1)
+    }
+
+    fn per_second(&self, bytes: u64) -> f64 {
+        bytes as f64 / self.elapsed.as_secs_f64().max(1e-6)
+    }
+}
+
 /// The writer's view, which decides.
 #[derive(Debug)]
 pub(crate) struct LinkWatch {
@@ -128,13 +192,14 @@ pub(crate) struct LinkWatch {
     highest: Rung,
     /// The one that compresses in the session's stream.
     stream: Rung,
+    /// It was used.
+    begun: bool,
+    window: Duration,
+    sums: Sums,
     /// Percent of the time that was spent on the link, smoothed.
     link_lately: Option<u64>,
-    /// All of the time, however long a wait was.
-    elapsed: Duration,
-    waited: Duration,
-    sealed: Duration,
-    written: Duration,
+    /// Payload bytes a second when the link was what frames of their own waited for, lately.
+    framed: Option<f64>,
     /// By rung: not to be climbed to for so long, and how long the last ban was.
     avoid: [(Duration, Duration); Rung::ALL.len()],
 }
@@ -146,45 +211,39 @@ impl LinkWatch {
             lowest,
             highest,
             stream: Rung::Long.min(highest),
+            begun: false,
+            window: WINDOW_FIRST,
+            sums: Sums::default(),
             link_lately: None,
-            elapsed: Duration::ZERO,
-            waited: Duration::ZERO,
-            sealed: Duration::ZERO,
-            written: Duration::ZERO,
+            framed: None,
             avoid: [(Duration::ZERO, Duration::ZERO); Rung::ALL.len()],
         }
     }
 
-    /// Takes note of one frame: the wait for it, its sealing, and its way into the socket.
-    pub(crate) fn frame(
-        &mut self,
-        ladder: &Ladder,
-        waited: Duration,
-        sealed: Duration,
-        written: Duration,
-    ) {
-        self.elapsed += waited + sealed + written;
-        self.waited += waited.min(WAIT_MAX);
-        self.sealed += sealed;
-        self.written += written;
-        let total = self.waited + self.sealed + self.written;
-        if total < WINDOW {
-            return;
+    /// Takes note of one frame, and decides when it is time to.
+    pub(crate) fn frame(&mut self, ladder: &Ladder, way: &FrameWay) {
+        self.sums.add(way);
+        if self.sums.counted() >= self.window {
+            let sums = std::mem::take(&mut self.sums);
+            self.decide(ladder, &sums);
+            self.window = (self.window * 2).min(WINDOW);
         }
+    }
+
+    fn decide(&mut self, ladder: &Ladder, sums: &Sums) {
         for (ban, _) in &mut self.avoid {
-            *ban = ban.saturating_sub(total);
+            *ban = ban.saturating_sub(sums.counted());
         }
-        let percent = |part: Duration| micros(part) * 100 / micros(total).max(1);
-        let (link, sealing) = (percent(self.written), percent(self.sealed));
+        let (link, sealing) = (sums.percent(sums.written), sums.percent(sums.sealed));
+        let workers = ladder.workers.get();
         let worked = ladder.worked_us.swap(0, Relaxed);
-        let offered = micros(self.elapsed) * u64::from(ladder.workers.get());
-        let building = worked * 100 / offered.max(1);
-        (self.elapsed, self.waited) = Default::default();
-        (self.sealed, self.written) = Default::default();
-        if link > LINK_BOUND {
-            ladder.link_bound.store(true, Relaxed);
-        } else if link < LINK_FREE {
-            ladder.link_bound.store(false, Relaxed);
+        let building = worked * 100 / (micros(sums.elapsed) * u64::from(workers)).max(1);
+        // Stream that comes faster than this leaves the workers no time, whatever the link does.
+        let busy = sums.per_second(sums.stream_bytes) > f64::from(workers) * BUSY_BYTES_PER_S;
+        if busy || (link < LINK_FREE && building > WORK_MUCH) {
+            ladder.scarce.store(true, Relaxed);
+        } else if self.window == WINDOW && (link > LINK_BOUND || building < WORK_MUCH / 2) {
+            ladder.scarce.store(false, Relaxed);
         }
 
         // Stretches of a stream that take no wire at all come and go.
@@ -192,43 +251,66 @@ impl LinkWatch {
         let lately = (before * 3 + link) / 4;
         self.link_lately = Some(lately);
         let rung = ladder.rung();
-        let index = rung as usize;
+        let payload_rate = sums.per_second(sums.payload_bytes);
+        if rung == Rung::Frame && link > LINK_BOUND {
+            self.framed = Some(payload_rate);
+        }
+        // A stream that is slow itself may still be faster than frames over a slow link.
+        let slower = self.framed.is_none_or(|framed| payload_rate < framed);
         let climb = if rung < Rung::Frame {
-            lately > LINK_FREE
+            lately > LINK_EASY
         } else {
             link > LINK_BOUND
         };
         if climb && rung < self.highest {
-            let up = match rung {
-                Rung::Frame => self.stream,
-                _ => Rung::ALL[index + 1],
-            };
-            let enough = up != Rung::Hard || self.stream == up || link > LINK_SLOW;
-            if enough && self.avoid[up as usize].0.is_zero() {
-                if up.streams() {
-                    self.stream = up;
-                }
-                ladder.rung.store(up as u8, Relaxed);
-            }
+            let pays = payload_rate < STREAM_BYTES_PER_S
+                && ladder.shrunk_permille.load(Relaxed) < SHRUNK_ENOUGH;
+            self.climb(ladder, rung, link, pays);
         } else if link < LINK_FREE && rung > self.lowest {
             let given_up = match rung {
                 Rung::None => false,
                 Rung::Quick => building > WORK_ONLY && lately < LINK_IDLE,
-                Rung::Frame => building > WORKERS_BOUND && lately < LINK_EASY,
-                Rung::Long | Rung::Hard => sealing > WORK_BOUND,
+                Rung::Frame => building > WORK_ONLY && lately < LINK_IDLE,
+                Rung::Long | Rung::Hard => sealing > WORK_BOUND && slower,
             };
             if given_up {
-                let (ban, last) = &mut self.avoid[index];
-                *last = (*last * 2).clamp(AVOID_FIRST, AVOID_MAX);
-                *ban = *last;
-                let down = match rung {
-                    // The stream goes on where it was when it is climbed to again.
-                    Rung::Hard if self.lowest < Rung::Long => Rung::Frame,
-                    _ => Rung::ALL[index - 1],
-                };
-                ladder.rung.store(down as u8, Relaxed);
+                self.step_down(ladder, rung);
             }
         }
+    }
+
+    fn climb(&mut self, ladder: &Ladder, rung: Rung, link: u64, stream_pays: bool) {
+        let up = match rung {
+            Rung::Frame if !self.begun && link > LINK_SLOW => self.highest,
+            Rung::Frame => self.stream,
+            _ => Rung::ALL[rung as usize + 1],
+        };
+        let enough = match up {
+            Rung::Hard if self.stream == Rung::Long => link > LINK_SLOW,
+            _ => true,
+        };
+        let possible = stream_pays || !up.streams();
+        if enough && possible && self.avoid[up as usize].0.is_zero() {
+            if up.streams() {
+                self.stream = up;
+                self.begun = true;
+            }
+            tracing::debug!(from = ?rung, to = ?up, "the link is slow");
+            ladder.rung.store(up as u8, Relaxed);
+        }
+    }
+
+    fn step_down(&mut self, ladder: &Ladder, rung: Rung) {
+        let (ban, last) = &mut self.avoid[rung as usize];
+        *last = (*last * 2).clamp(AVOID_FIRST, AVOID_MAX);
+        *ban = *last;
+        let down = match rung {
+            // The stream goes on where it was when it is climbed to again.
+            Rung::Hard if self.lowest < Rung::Long => Rung::Frame,
+            _ => Rung::ALL[rung as usize - 1],
+        };
+        tracing::debug!(from = ?rung, to = ?down, "compression is slow");
+        ladder.rung.store(down as u8, Relaxed);
     }
 }
 
@@ -242,9 +324,20 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn way(wait: u32, seal: u32, write: u32) -> FrameWay {
+        FrameWay {
+            waited: MS * wait,
+            sealed: MS * seal,
+            written: MS * write,
+            // As much as a slow link takes.
+            payload_bytes: 1000 * write as usize,
+            ..FrameWay::default()
+        }
+    }
+
     fn run(watch: &mut LinkWatch, ladder: &Ladder, wait: u32, seal: u32, write: u32) -> Rung {
         for _ in 0..100 {
-            watch.frame(ladder, MS * wait, MS * seal, MS * write);
+            watch.frame(ladder, &way(wait, seal, write));
         }
         ladder.rung()
     }
@@ -262,20 +355,25 @@ mod tests {
         for _ in 0..100 {
             // One of two workers.
             ladder.worked(MS * 10);
-            watch.frame(&ladder, MS * 9, Duration::ZERO, MS);
+            watch.frame(&ladder, &way(9, 0, 1));
         }
         assert_eq!(ladder.rung(), Rung::Frame);
+        // All of both, for a link that has nothing to do.
+        let mut rungs = vec![ladder.rung()];
         for _ in 0..100 {
-            ladder.worked(MS * 16);
-            watch.frame(&ladder, MS * 9, Duration::ZERO, MS);
+            ladder.worked(MS * 76);
+            let way = FrameWay {
+                written: MS / 4,
+                ..way(38, 0, 0)
+            };
+            watch.frame(&ladder, &way);
+            rungs.push(ladder.rung());
         }
-        assert_eq!(ladder.rung(), Rung::Quick);
-        for _ in 0..100 {
-            ladder.worked(MS * 38);
-            watch.frame(&ladder, MS * 19, Duration::ZERO, MS / 2);
-        }
-        assert_eq!(ladder.rung(), Rung::None);
+        rungs.dedup();
+        assert_eq!(rungs, [Rung::Frame, Rung::Quick, Rung::None]);
         assert!(ladder.scarce());
+        // It has more to do than it seemed.
+        assert_eq!(run(&mut watch, &ladder, 8, 0, 2), Rung::Frame);
     }
 
     #[test]
@@ -301,24 +399,90 @@ mod tests {
 
     #[test]
     fn a_rung_that_was_too_slow_is_left_alone_for_a_while() {
-        let ladder = Ladder::new(Rung::Long, true, 1);
+        let ladder = Ladder::new(Rung::Frame, true, 1);
         let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
         let window = |watch: &mut LinkWatch, seal, write| {
-            watch.frame(&ladder, Duration::ZERO, MS * seal, MS * write);
+            watch.frame(&ladder, &way(0, seal, write));
             ladder.rung()
         };
+        assert_eq!(window(&mut watch, 30, 70), Rung::Long);
         assert_eq!(window(&mut watch, 100, 0), Rung::Frame);
         let mut windows = 0;
-        while window(&mut watch, 0, 100) == Rung::Frame {
+        while window(&mut watch, 30, 70) == Rung::Frame {
             windows += 1;
         }
         assert_eq!(windows, 1, "200 ms");
         assert_eq!(window(&mut watch, 100, 0), Rung::Frame);
         let mut windows = 0;
-        while window(&mut watch, 0, 100) == Rung::Frame {
+        while window(&mut watch, 30, 70) == Rung::Frame {
             windows += 1;
         }
         assert_eq!(windows, 3, "twice that");
+    }
+
+    #[test]
+    fn a_slow_stream_stays_while_frames_would_be_slower_still() {
+        let ladder = Ladder::new(Rung::Frame, true, 1);
+        let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
+        let window = |watch: &mut LinkWatch, seal, write, payload_bytes| {
+            let way = FrameWay {
+                payload_bytes,
+                ..way(0, seal, write)
+            };
+            watch.frame(&ladder, &way);
+            ladder.rung()
+        };
+        // Over this link frames of their own get 5 MB through in a window.
+        assert_eq!(window(&mut watch, 5, 95, 5_000_000), Rung::Hard);
+        assert_eq!(window(&mut watch, 100, 0, 6_000_000), Rung::Hard);
+        assert_eq!(window(&mut watch, 100, 0, 4_000_000), Rung::Frame);
+    }
+
+    #[test]
+    fn a_slow_link_gets_the_strongest_stream_from_its_start() {
+        let ladder = Ladder::new(Rung::Frame, true, 1);
+        let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
+        watch.frame(&ladder, &way(0, 5, 95));
+        assert_eq!(ladder.rung(), Rung::Hard);
+    }
+
+    #[test]
+    fn a_stream_that_could_not_keep_up_is_not_begun() {
+        let after = |payload_bytes| {
+            let ladder = Ladder::new(Rung::Frame, true, 1);
+            let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
+            for _ in 0..10 {
+                let way = FrameWay {
+                    payload_bytes,
+                    ..way(0, 5, 95)
+                };
+                watch.frame(&ladder, &way);
+            }
+            ladder.rung()
+        };
+        // In 100 ms.
+        assert_eq!(after(24_000_000), Rung::Hard);
+        assert_eq!(after(26_000_000), Rung::Frame);
+    }
+
+    #[test]
+    fn a_link_that_takes_more_than_the_workers_give_is_not_slow() {
+        let scarce = |stream_bytes, workers| {
+            let ladder = Ladder::new(Rung::Frame, true, workers);
+            let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
+            let way = FrameWay {
+                stream_bytes,
+                ..way(0, 5, 95)
+            };
+            for _ in 0..10 {
+                watch.frame(&ladder, &way);
+            }
+            ladder.scarce()
+        };
+        // In 100 ms.
+        assert!(!scarce(29_000_000, 2));
+        assert!(scarce(31_000_000, 2));
+        assert!(!scarce(31_000_000, 4));
     }
 
     #[test]

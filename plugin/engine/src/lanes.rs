@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -24,16 +24,20 @@ use crate::connection::{
 };
 use crate::counters::Live;
 use crate::peer::UNSENT_BYTES_MAX;
-use crate::source::{Connection, SourceError, SourceOptions, WELCOME_TIMEOUT, open};
+use crate::source::{Connection, SourceError, SourceOptions, open};
 
 /// What waits for a connection is bounded by the backlog; a lane that has more than this is left
 /// alone as long as it has.
 const LANE_BYTES: usize = UNSENT_BYTES_MAX as usize;
+/// The first connection is silent meanwhile, which the destination endures for 20 s.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The destination ends all connections at once. The first one has the reason, and so long to tell.
-const REASON: Duration = Duration::from_millis(200);
+pub(crate) const REASON: Duration = Duration::from_millis(200);
 
 /// A connection, and what waits to be written to it.
 struct Lane {
+    /// Its number; 0 is the session's first.
+    connection: u8,
     queue: FrameQueue,
     unsent: Arc<AtomicUsize>,
 }
@@ -57,8 +61,8 @@ pub(crate) struct Load {
 impl Load {
     /// The frame has left.
     pub(crate) fn written(self, frame: SealedFrame) {
-        self.unsent.fetch_sub(frame.bytes.len(), Relaxed);
-        self.buffers.give(frame.bytes);
+        self.unsent.fetch_sub(frame.parts.len(), Relaxed);
+        frame.parts.recycle(&self.buffers);
         self.room.notify_one();
     }
 }
@@ -75,11 +79,13 @@ impl Lanes {
     /// Adds a connection. What writes to it ends in `ends`, with why it ended.
     pub(crate) fn add(
         &mut self,
+        connection: u8,
         writer: impl AsyncWrite + Send + Unpin + 'static,
         ends: &mut JoinSet<String>,
     ) {
         let (queue, queued) = frame_queue();
         self.lanes.push(Lane {
+            connection,
             queue,
             unsent: Arc::default(),
         });
@@ -102,11 +108,12 @@ impl Lanes {
                 Some(Outgoing::Frame(bytes)) => first.queue.send_encoded(bytes),
                 Some(Outgoing::Promised(promised)) => {
                     let frame = heavy.seal(begun, promised).await?;
-                    let (index, lane) = self.least_loaded().await;
+                    let lane = self.least_loaded().await;
                     heavy.left(&frame);
-                    if index > 0 {
-                        let connection = index as u8;
-                        first.queue.send(&Frame::Elsewhere { connection });
+                    if lane.connection > 0 {
+                        first.queue.send(&Frame::Elsewhere {
+                            connection: lane.connection,
+                        });
                     }
                     self.load(lane, frame);
                 }
@@ -119,11 +126,10 @@ impl Lanes {
     }
 
     /// The connection with the least to write, as soon as one has room.
-    async fn least_loaded(&self) -> (usize, &Lane) {
+    async fn least_loaded(&self) -> &Lane {
         loop {
-            let lanes = self.lanes.iter().enumerate();
-            let load = |(_, lane): &(usize, &Lane)| lane.unsent.load(Relaxed);
-            if let Some(least) = lanes.min_by_key(load)
+            let load = |lane: &&Lane| lane.unsent.load(Relaxed);
+            if let Some(least) = self.lanes.iter().min_by_key(load)
                 && load(&least) < LANE_BYTES
             {
                 return least;
@@ -133,7 +139,7 @@ impl Lanes {
     }
 
     fn load(&self, lane: &Lane, frame: SealedFrame) {
-        lane.unsent.fetch_add(frame.bytes.len(), Relaxed);
+        lane.unsent.fetch_add(frame.parts.len(), Relaxed);
         let load = Load {
             unsent: lane.unsent.clone(),
             room: self.room.clone(),
@@ -143,39 +149,45 @@ impl Lanes {
     }
 }
 
-type Further = (
+pub(crate) type Further = (
     FrameReader<ReadHalf<Box<dyn Connection>>>,
     WriteHalf<Box<dyn Connection>>,
 );
 
-/// Opens the further connections of a session: as many as are wanted here and granted there.
+/// Opens the further connections of a session: as many as are wanted here and granted there, less
+/// those that fail. One connection would do. Each comes with its number.
 pub(crate) async fn open_further(
     options: &SourceOptions,
     live: &Live,
     more: &MoreConnections,
-) -> Result<Vec<Further>, SourceError> {
+) -> Vec<(u8, Further)> {
     let connections = usize::from(more.connections).min(options.connections.get()) as u8;
-    try_join_all((1..connections).map(|connection| {
+    let joined = join_all((1..connections).map(|connection| {
         let join = Join {
             job: options.offer.job,
             token: more.token,
             connection,
         };
         async move {
-            timeout(WELCOME_TIMEOUT, join_session(options, live, join))
-                .await
-                .unwrap_or_else(|_| {
-                    Err(SourceError::Unreachable {
-                        peer: options.peer.clone(),
-                        error: io::Error::new(
-                            io::ErrorKind::TimedOut,
-                            "no answer on a further connection",
-                        ),
-                    })
-                })
+            match timeout(JOIN_TIMEOUT, join_session(options, live, join)).await {
+                Ok(Ok(further)) => Some((connection, further)),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, connection, "going on without a further connection");
+                    None
+                }
+                Err(_) => {
+                    let peer = &options.peer;
+                    tracing::warn!(
+                        connection,
+                        "going on without a further connection: {peer} does not answer there"
+                    );
+                    None
+                }
+            }
         }
     }))
-    .await
+    .await;
+    joined.into_iter().flatten().collect()
 }
 
 async fn join_session(

@@ -21,7 +21,7 @@ pub mod destination;
 mod destination_session;
 mod encode;
 mod frame_digest;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
 mod identify;

@@ -21,6 +21,8 @@ pub(crate) struct Identity {
     pub digest: PageDigest,
     pub signatures: Option<Signatures>,
     pub blocks: Option<BlockHashes>,
+    /// Bases are looked for, and it is kept to be one.
+    pub near: bool,
 }
 
 /// How a page is to be sent.
@@ -50,6 +52,10 @@ impl Bases {
     pub(crate) fn clear(&mut self) {
         self.slots.clear();
         self.pages.clear();
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.pages.capacity()
     }
 
     fn push(&mut self, slot: Slot, page: &Page) {
@@ -91,7 +97,7 @@ impl SessionOrder {
         let mut near = Near::default();
         if techniques.needs_window() {
             near = Near {
-                window: Some(PageWindow::new(window_slots)),
+                window: Some(PageWindow::sparse(window_slots)),
                 history: techniques
                     .delta
                     .then(|| PageHistory::new(u64::from(window_slots))),
@@ -127,17 +133,16 @@ impl SessionOrder {
         std::mem::take(&mut self.earned[index])
     }
 
-    /// Judges the next page of the session; `page_number` is where the member has it. `keep`:
-    /// look for bases, and remember this page as one.
+    /// Judges the next page of the session; `page_number` is where the member has it.
     pub(crate) fn judge(
         &mut self,
         member: Member,
         page_number: Option<u64>,
         identity: &Identity,
         page: &Page,
-        keep: bool,
         bases: &mut Bases,
     ) -> Judgement {
+        let keep = identity.near;
         let Self {
             map, near, earned, ..
         } = self;

@@ -10,7 +10,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ use crate::encode::Common;
 use crate::frame_digest::FrameDigest;
 use crate::gate::{CHUNK_BYTES, Gate};
 use crate::ladder::{Ladder, LinkWatch};
-use crate::lanes::{Lanes, open_further, watch_further, why};
+use crate::lanes::{Lanes, REASON, open_further, watch_further, why};
 use crate::order::SessionOrder;
 use crate::peer::{self, Counted};
 use crate::pool::Pool;
@@ -51,11 +51,13 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The destination asks its libvirt before it answers.
-pub(crate) const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
 /// the last pass of a stopped guest queue behind everybody else's.
 const BACKLOG_BYTES: usize = 2 * 1024 * 1024;
+/// More than that where many workers build at the same time, but never more than this.
+const BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a session needs to start.
 #[derive(Debug)]
@@ -144,6 +146,7 @@ pub(crate) struct Shared {
     pub(crate) backlog: Arc<Semaphore>,
     order: Mutex<SessionOrder>,
     channels: Mutex<HashMap<u32, ChannelPort>>,
+    open_channels: AtomicUsize,
     next_channel: AtomicU32,
     channel_credit_bytes: u32,
     outcomes: Mutex<HashMap<u16, oneshot::Sender<Option<MemberOutcome>>>>,
@@ -180,6 +183,7 @@ impl Shared {
         let mut channels = lock(&self.channels);
         let channel = self.next_channel.fetch_add(1, Relaxed) + 1;
         channels.insert(channel, port.clone());
+        self.open_channels.store(channels.len(), Relaxed);
         self.queue.send(&Frame::Open {
             channel,
             member: member as u16,
@@ -188,7 +192,14 @@ impl Shared {
     }
 
     pub(crate) fn close_channel(&self, channel: u32) {
-        lock(&self.channels).remove(&channel);
+        let mut channels = lock(&self.channels);
+        channels.remove(&channel);
+        self.open_channels.store(channels.len(), Relaxed);
+    }
+
+    /// Whether the channels keep all processors busy, each with one chunk at a time.
+    pub(crate) fn has_many_channels(&self) -> bool {
+        self.open_channels.load(Relaxed) >= self.workers.threads()
     }
 }
 
@@ -264,7 +275,7 @@ impl SourceSession {
             });
         }
         let further = match &welcome.more_connections {
-            Some(more) => open_further(&options, &live, more).await?,
+            Some(more) => open_further(&options, &live, more).await,
             None => Vec::new(),
         };
 
@@ -272,7 +283,7 @@ impl SourceSession {
         let budget = Budget::of(welcome.window_budget_bytes);
         let (rung, lowest, highest) = match options.techniques.zstd {
             Zstd::Off => (Rung::None, Rung::None, Rung::None),
-            Zstd::Adaptive => (Rung::Long, Rung::None, Rung::Hard),
+            Zstd::Adaptive => (Rung::Frame, Rung::None, Rung::Hard),
             Zstd::Fixed(rung) => (rung, rung, rung),
         };
         let possible = |rung| match budget.window_log {
@@ -315,9 +326,9 @@ impl SourceSession {
             ends.spawn(async move { why(write_frames(writer, queued, Some(heavy)).await) });
         } else {
             let mut lanes = Lanes::new(buffers.clone());
-            lanes.add(writer, &mut ends);
-            for (reader, writer) in further {
-                lanes.add(writer, &mut ends);
+            lanes.add(0, writer, &mut ends);
+            for (connection, (reader, writer)) in further {
+                lanes.add(connection, writer, &mut ends);
                 ends.spawn(watch_further(reader));
             }
             ends.spawn(async move { why(lanes.spread(queued, heavy).await) });
@@ -338,13 +349,14 @@ impl SourceSession {
             gate: Arc::new(Gate::new(members, options.hold)),
             queue,
             backlog: Arc::new(Semaphore::new(
-                BACKLOG_BYTES.max((workers + 2) * CHUNK_BYTES),
+                ((workers + 2) * CHUNK_BYTES).clamp(BACKLOG_BYTES, BACKLOG_BYTES_MAX),
             )),
             order: Mutex::new(SessionOrder::new(
                 slots_in(budget.page_window_bytes),
                 &options.techniques,
             )),
             channels: Mutex::new(HashMap::new()),
+            open_channels: AtomicUsize::new(0),
             next_channel: AtomicU32::new(0),
             channel_credit_bytes: welcome.channel_credit_bytes,
             outcomes: Mutex::new(HashMap::new()),
@@ -362,9 +374,14 @@ impl SourceSession {
         }
         let session = shared.clone();
         let task = tokio::spawn(async move {
+            let mut receiving = std::pin::pin!(receive(&session, &mut reader));
             let error = tokio::select! {
-                Some(ended) = ends.join_next() => ended.unwrap_or_else(|error| error.to_string()),
-                error = receive(&session, &mut reader) => error,
+                error = &mut receiving => error,
+                Some(ended) = ends.join_next() => {
+                    let ended = ended.unwrap_or_else(|error| error.to_string());
+                    // A peer that hangs up says why, if it can.
+                    timeout(REASON, receiving).await.unwrap_or(ended)
+                }
             };
             // Closes every channel and listener: QEMU goes on at the source.
             accepting.shutdown().await;

@@ -53,10 +53,9 @@ pub struct Techniques {
 }
 
 impl Techniques {
-    /// What paid on real guests, at every link rate (`docs/decisions/0010`): similar pages and
-    /// blocks are left to those who have measured that their guests have them.
+    /// What paid, at every link rate (`docs/decisions/0010`): blocks are left to those who have
+    /// measured that their guests have them.
     pub const DEFAULT: Self = Self {
-        similar: None,
         sub_page: None,
         ..Self::ALL
     };
@@ -221,7 +220,7 @@ mod tests {
         assert_eq!("all".parse(), Ok(Techniques::ALL));
         assert_eq!("default".parse(), Ok(Techniques::default()));
         assert_eq!(
-            "uniform,page,rehash,delta,zstd".parse(),
+            "uniform,page,rehash,delta,similar,zstd".parse(),
             Ok(Techniques::DEFAULT)
         );
         assert!("page,magic".parse::<Techniques>().is_err());

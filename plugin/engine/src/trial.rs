@@ -6,7 +6,7 @@
 /// A technique pays if it serves one page in so many.
 const WORTH: u32 = 100;
 /// Where the processor is scarce.
-const WORTH_SCARCE: u32 = 4;
+const WORTH_SCARCE: u32 = 3;
 
 /// Pages that are tried before a verdict.
 const TRIED: u32 = 1024;
@@ -56,14 +56,51 @@ impl Trial {
     }
 }
 
-/// Pages that are hashed before a verdict on hashing: 32 MiB.
-const HASHED: u32 = 8192;
+/// Looking for similar pages, which takes a copy of each page that others may be similar to. While
+/// it does not pay, samples tell whether it would.
+#[derive(Debug, Default)]
+pub(crate) struct NearTrial {
+    sampling: bool,
+    tried: u32,
+    served: u32,
+    scarce: bool,
+}
+
+impl NearTrial {
+    pub(crate) fn samples_only(&self) -> bool {
+        self.sampling
+    }
+
+    /// What became of pages, or samples, that were looked for.
+    pub(crate) fn count(&mut self, tried: u32, served: u32, scarce: bool) {
+        if self.scarce && !scarce {
+            // What was too little then may be enough now.
+            *self = Self::default();
+        }
+        self.scarce = scarce;
+        self.tried += tried;
+        self.served += served;
+        let enough = if self.sampling { SAMPLES } else { TRIED };
+        if self.tried < enough {
+            return;
+        }
+        let worth = if scarce { WORTH_SCARCE } else { WORTH };
+        *self = Self {
+            sampling: self.served.saturating_mul(worth) < self.tried,
+            scarce,
+            ..Self::default()
+        };
+    }
+}
+
+/// Pages that are hashed before a verdict on hashing: 8 MiB.
+const HASHED: u32 = 2048;
 /// While it is off: one content in so many is hashed all the same, the same ones in every
 /// stream, so that what two streams share is noticed.
 const SAMPLED: u64 = 16;
 /// Sampled pages before they are forgotten again, and how many of them bring hashing back at
 /// once.
-const SAMPLES: u32 = 256;
+const SAMPLES: u32 = 64;
 const SAMPLES_FOUND: u32 = 4;
 
 /// Hashing of pages. A hash pays when this page or any later one, of whichever stream, can
@@ -78,6 +115,11 @@ pub(crate) struct HashTrial {
 impl HashTrial {
     pub(crate) fn samples_only(&self) -> bool {
         self.sampling
+    }
+
+    /// So many pages were found in another way, for which they have to be hashed as well.
+    pub(crate) fn earn(&mut self, found: u32) {
+        self.earned += found;
     }
 
     /// So many pages were hashed since, and so many references made from or to this stream's.
@@ -156,6 +198,20 @@ mod tests {
         assert!(trial.on(1, false));
         trial.count(TRIED, TRIED / 2, true);
         assert!(trial.on(1, true));
+    }
+
+    #[test]
+    fn similar_pages_are_sought_among_samples_until_that_pays() {
+        let mut trial = NearTrial::default();
+        trial.count(TRIED, TRIED / 10, true);
+        assert!(trial.samples_only());
+        trial.count(SAMPLES, SAMPLES / 10, true);
+        assert!(trial.samples_only());
+        trial.count(SAMPLES, SAMPLES / 2, true);
+        assert!(!trial.samples_only());
+        // Where the processor has time, one in a hundred is enough.
+        trial.count(TRIED, TRIED / 10, false);
+        assert!(!trial.samples_only());
     }
 
     #[test]

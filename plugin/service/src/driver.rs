@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 use vmgang_engine::SourceEvent;
 use vmgang_libvirt::DomainInfo;
@@ -21,6 +21,8 @@ use crate::tunnel::Session;
 /// Members migrated at once: libvirtd has 20 workers, and abort and statistics need some.
 pub const WAVE_MEMBERS_MAX: usize = 12;
 
+/// A libvirt connection serves five calls at a time.
+const OUTCOMES_AT_ONCE: usize = 4;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One job and all it needs.
@@ -121,11 +123,14 @@ impl Driver {
 
     async fn report(self, started: Instant, facts: Vec<Facts>, cause: Option<Cause>) -> Report {
         let members = self.members.iter().zip(&facts).enumerate();
-        // All are asked about at the same time.
-        let mut domains = join_all(
-            members.map(|(member, (domain, facts))| self.domain_report(member, domain, facts)),
-        )
-        .await;
+        // Several at the same time; the destination asks its libvirt for each.
+        let reports: Vec<_> = members
+            .map(|(member, (domain, facts))| self.domain_report(member, domain, facts).boxed())
+            .collect();
+        let mut domains: Vec<_> = futures_util::stream::iter(reports)
+            .buffered(OUTCOMES_AT_ONCE)
+            .collect()
+            .await;
         let last_counters = self.session.counters();
         let counters = tokio::time::timeout(CLOSE_TIMEOUT, self.session.close())
             .await

@@ -369,12 +369,13 @@ pub const DATA_OVERHEAD_BYTES: usize = HEADER_BYTES + 8 + 4 + 16 + 1 + 4;
 
 impl Data<'_> {
     /// Writes header and fields into the first [`DATA_OVERHEAD_BYTES`] of a buffer that holds
-    /// the payload behind them, so that the payload is not copied. `self.payload` is not used.
+    /// the payload behind them, but for its last `behind` bytes, which are sent after the buffer.
+    /// So the payload is not copied; `self.payload` is not used.
     ///
     /// Returns `None`, with nothing written, for a buffer without that room.
     #[must_use]
-    pub fn seal(&self, channel: u32, buffer: &mut [u8]) -> Option<()> {
-        let body_len = buffer.len().checked_sub(HEADER_BYTES)?;
+    pub fn seal(&self, channel: u32, buffer: &mut [u8], behind: usize) -> Option<()> {
+        let body_len = buffer.len().checked_sub(HEADER_BYTES)? + behind;
         let room = buffer.get_mut(..DATA_OVERHEAD_BYTES)?;
         let mut fields = [0; DATA_OVERHEAD_BYTES];
         let header = FrameHeader {

@@ -25,6 +25,9 @@ pub const VERSION: u8 = 1;
 pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// One DATA frame stands for at most this many stream bytes.
 pub const STREAM_BYTES_MAX: usize = 1024 * 1024;
+/// A DATA frame takes at least this much credit, however few stream bytes it stands for: each one
+/// that waits for a QEMU takes memory.
+pub const FRAME_CREDIT_BYTES_MIN: usize = 4096;
 /// Members of one session.
 pub const MEMBERS_MAX: usize = 1024;
 /// Connections of one session, over all members and all time.

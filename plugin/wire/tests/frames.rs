@@ -223,17 +223,17 @@ fn a_sealed_buffer_is_the_encoded_frame() {
             compression,
             payload: b"payload",
         };
-        let mut buffer = vec![0xaa; DATA_OVERHEAD_BYTES];
-        buffer.extend_from_slice(data.payload);
-        data.seal(7, &mut buffer).expect("there is room");
-        assert_eq!(
-            buffer,
-            encode(&Frame::Data {
-                channel: 7,
-                data: data.clone()
-            })
-        );
-        assert_eq!(data.seal(7, &mut [0; DATA_OVERHEAD_BYTES - 1]), None);
+        // Also with a part of the payload that is sent after the buffer.
+        for behind in [0, 3, data.payload.len()] {
+            let (inside, after) = data.payload.split_at(data.payload.len() - behind);
+            let mut buffer = vec![0xaa; DATA_OVERHEAD_BYTES];
+            buffer.extend_from_slice(inside);
+            data.seal(7, &mut buffer, behind).expect("there is room");
+            buffer.extend_from_slice(after);
+            let data = data.clone();
+            assert_eq!(buffer, encode(&Frame::Data { channel: 7, data }));
+        }
+        assert_eq!(data.seal(7, &mut [0; DATA_OVERHEAD_BYTES - 1], 0), None);
     }
 }
 

@@ -230,6 +230,7 @@ fn encode(operations: &[Operation<'_>]) -> (Vec<u8>, Costs) {
             Operation::Opaque(bytes) => encoder.opaque(bytes),
             Operation::Zero { address, fill } => encoder.zero(address, fill),
             Operation::Page { place, content } => encoder.page(place, content),
+            Operation::Keep { .. } => unreachable!("no step is one"),
         }
     }
     let mut payload = Vec::new();
@@ -308,6 +309,58 @@ proptest! {
         payload[at] ^= flip;
         decode_at_most(&payload);
     }
+}
+
+proptest! {
+    #[test]
+    fn pages_are_kept_where_they_lie(
+        stream in prop::collection::vec(any::<u8>(), 1..40_000),
+        kept in prop::collection::vec((0usize..9000, slots()), 0..6),
+        cut in 1usize..4096,
+    ) {
+        let mut encoder = Encoder::default();
+        encoder.opaque(b"before");
+        encoder.keep(0, 1);
+        encoder.clear();
+        encoder.passed(stream.len());
+        let mut expected = vec![Operation::Opaque(&stream)];
+        let mut at = 0;
+        for (skip, slot) in kept {
+            let Some(page) = stream.get(at + skip..).and_then(|rest| rest.first_chunk()) else {
+                break;
+            };
+            encoder.keep(at + skip, slot);
+            expected.push(Operation::Keep { slot, page });
+            at += skip + PAGE_BYTES;
+        }
+        prop_assert_eq!(encoder.literal_bytes(), stream.len());
+        let mut payload = Vec::new();
+        let costs = encoder.finish(&mut payload);
+        let head = payload.len();
+        payload.extend_from_slice(&stream);
+        prop_assert_eq!(costs.total().stream, stream.len() as u64);
+        // The length in front takes one byte.
+        prop_assert_eq!(costs.total().payload, payload.len() as u64 - 1);
+        let decoded: Result<Vec<_>, _> = Operations::new(&payload).unwrap().collect();
+        prop_assert_eq!(decoded.unwrap(), expected);
+        // A page that ends beyond the literals is none.
+        payload.truncate(payload.len().saturating_sub(cut).max(head));
+        let read = Operations::new(&payload).and_then(|read| read.collect::<Result<Vec<_>, _>>());
+        prop_assert!(read.is_err());
+    }
+}
+
+/// Page after page out of the same bytes would be work without bound.
+#[test]
+fn kept_pages_do_not_overlap() {
+    // Opaque bytes, and two pages of them with nothing skipped.
+    let two_pages = [&[8, 0, 0x81, 0x40, 8, 2, 0, 0, 0], &[7; 8193][..]].concat();
+    let read: Result<Vec<_>, _> = Operations::new(&two_pages).unwrap().collect();
+    assert_eq!(read.unwrap().len(), 3);
+    let too_short = [&[8, 0, 0xff, 0x3f, 8, 2, 0, 0, 0], &[7; 8191][..]].concat();
+    let read: Vec<_> = Operations::new(&too_short).unwrap().collect();
+    assert_eq!(read.len(), 3);
+    assert!(read[2].is_err(), "{:?}", read[2]);
 }
 
 #[test]

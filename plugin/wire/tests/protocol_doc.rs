@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use twox_hash::XxHash3_128;
 use vmgang_wire::payload::{
     BLOCKS_MAX, BlockReference, Content, DELTA_BYTES_MAX, Encoder, Operation, Operations,
     PAGE_BYTES, PageBlocks, Place,
 };
 use vmgang_wire::{
-    BODY_BYTES_MAX, CHANNELS_MAX, CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Frame,
-    FrameHeader, HEADER_BYTES, Kind, MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES,
-    STREAM_BYTES_MAX, TEXT_BYTES_MAX, VERSION,
+    BODY_BYTES_MAX, CHANNELS_MAX, CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data,
+    FRAME_CREDIT_BYTES_MIN, FRAME_DIGEST_CONTEXT, Frame, FrameHeader, HEADER_BYTES, Kind,
+    MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES, STREAM_BYTES_MAX, TEXT_BYTES_MAX, VERSION,
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -106,6 +107,7 @@ fn the_limits_are_those_of_the_code() {
         ("STREAM_BYTES_MAX", STREAM_BYTES_MAX as u64),
         ("DATA_OVERHEAD_BYTES", DATA_OVERHEAD_BYTES as u64),
         ("RETURN_CREDIT_BYTES", RETURN_CREDIT_BYTES as u64),
+        ("FRAME_CREDIT_BYTES_MIN", FRAME_CREDIT_BYTES_MIN as u64),
         ("MEMBERS_MAX", MEMBERS_MAX as u64),
         ("CHANNELS_MAX", u64::from(CHANNELS_MAX)),
         ("CONNECTIONS_MAX", u64::from(CONNECTIONS_MAX)),
@@ -167,6 +169,7 @@ fn stream() -> Vec<u8> {
                 stream.extend_from_slice(&(address | 0x22).to_be_bytes());
                 stream.push(fill);
             }
+            Operation::Keep { .. } => unreachable!("there is none"),
             Operation::Page { place, content } => {
                 if let Place::Record { address } = place {
                     stream.extend_from_slice(&(address | 0x28).to_be_bytes());
@@ -197,6 +200,7 @@ fn the_worked_example_is_what_the_encoder_writes() {
             Operation::Opaque(bytes) => encoder.opaque(bytes),
             Operation::Zero { address, fill } => encoder.zero(address, fill),
             Operation::Page { place, content } => encoder.page(place, content),
+            Operation::Keep { .. } => unreachable!("there is none"),
         }
     }
     let mut payload = Vec::new();
@@ -204,8 +208,14 @@ fn the_worked_example_is_what_the_encoder_writes() {
 
     let stream = stream();
     let key: [u8; 32] = std::array::from_fn(|index| index as u8);
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&blake3::keyed_hash(&key, &stream).as_bytes()[..16]);
+    let mut secret = [0; 192];
+    blake3::Hasher::new_derive_key(FRAME_DIGEST_CONTEXT)
+        .update(&key)
+        .finalize_xof()
+        .fill(&mut secret);
+    let digest = XxHash3_128::oneshot_with_secret(&secret, &stream)
+        .expect("a secret of the right length")
+        .to_le_bytes();
     let mut frame = Vec::new();
     Frame::Data {
         channel: 1,
@@ -281,4 +291,14 @@ fn the_operations_of_the_example_are_what_the_encoder_writes() {
         hex(&documented),
         hex(written)
     );
+}
+
+#[test]
+fn the_kept_page_of_the_example_is_what_the_encoder_writes() {
+    let mut encoder = Encoder::default();
+    encoder.passed(4200);
+    encoder.keep(8, 3);
+    let mut payload = Vec::new();
+    encoder.finish(&mut payload);
+    assert_eq!(hex(&hex_block("keep")), hex(&payload[1..]));
 }

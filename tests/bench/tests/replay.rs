@@ -127,8 +127,13 @@ fn every_technique_keeps_every_byte_and_savings_add_up() {
     }
     let floor = document.floor.expect("was asked for").bytes;
     let wire = |title: &str| run(title).wire_bytes;
-    assert!(floor < wire("all") && wire("all") < wire("page") && wire("page") < wire("none"));
-    assert!(wire("none") <= relay.stream_bytes, "{}", wire("none"));
+    let wires = ["all", "page", "none"].map(wire);
+    assert!(wires.is_sorted(), "{wires:?}");
+    // It is of whole pages at zstd's level 1; deltas may get below it, but not by much.
+    assert!(floor < wires[0] * 2 && floor < wires[1], "{floor} {wires:?}");
+    // What is not made smaller is passed on, with a few bytes to each frame.
+    let passed_on = relay.stream_bytes + relay.stream_bytes / 1000;
+    assert!(wires[2] <= passed_on, "{wires:?}");
 }
 
 #[test]
@@ -153,7 +158,7 @@ fn a_link_carries_what_the_halves_count_with_tls_too() {
             .iter()
             .map(|run| run.contender.as_str())
             .collect();
-        assert_eq!(titles, ["plain relay", "all"]);
+        assert_eq!(titles, ["plain relay", "default"]);
         for run in &document.runs {
             let link = run.link_bytes.expect("there was one");
             // The last words of a session may pass after the halves have counted.

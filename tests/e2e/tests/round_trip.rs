@@ -58,11 +58,6 @@ fn migrate(lab: &Lab, from: &Host, to: &Host, what: &[&str]) -> Result<JobResult
         "{bytes:?}"
     );
     ensure!(bytes.saved.compression > 0, "{bytes:?}");
-    // The kernels of the guests differ by little in many pages.
-    ensure!(
-        bytes.saved.delta > 0 && bytes.saved.sub_page >= 0,
-        "{bytes:?}"
-    );
     for unused in [bytes.saved.staged, bytes.saved.destination] {
         ensure!(unused == 0, "{bytes:?}");
     }
@@ -109,8 +104,15 @@ fn round_trip(lab: &Lab) -> Result<()> {
     }
     vmgang(b, &[&["gang", "remove", "web"], &GUESTS[..]].concat())?.expect(0)?;
     vmgang(b, &[&["gang", "add", "back"], &GUESTS[..]].concat())?.expect(0)?;
-    let job = migrate(lab, b, a, &["back"])?;
+    // Chosen one by one, techniques are used whatever the processors have to do: the kernels of the
+    // guests differ by little in many pages.
+    let techniques = "uniform,page,rehash,delta,similar,sub-page,zstd-frame";
+    let job = migrate(lab, b, a, &["--technique", techniques, "back"])?;
     ensure!(job.gang.as_deref() == Some("back"), "{job:?}");
+    ensure!(
+        job.bytes.saved.delta > 0 && job.bytes.saved.sub_page > 0,
+        "{job:?}"
+    );
 
     // What was is on record.
     let history = vmgang(b, &["history", &job.job])?.expect(0)?;

@@ -12,6 +12,12 @@ use vmgang_wire::payload::{BLOCKS_MAX, BlockReference, Content, Encoder, PageBlo
 #[derive(Debug, Arbitrary)]
 pub enum Step {
     Opaque(Vec<u8>),
+    /// Opaque bytes of which a page is kept.
+    Kept {
+        before: u8,
+        seed: u8,
+        slot: u8,
+    },
     Zeros {
         page: u16,
         fill: u8,
@@ -104,11 +110,21 @@ impl Model {
                 stream.extend_from_slice(bytes);
                 Ok(())
             }
+            Step::Kept { before, seed, slot } => {
+                let page = page_of(*seed);
+                let mut bytes = vec![0xaa; usize::from(*before)];
+                bytes.extend_from_slice(&page);
+                let at = payload.literal_bytes() + usize::from(*before);
+                payload.opaque(&bytes);
+                payload.keep(at, (*slot).into());
+                stream.extend_from_slice(&bytes);
+                self.define((*slot).into(), &page)
+            }
             Step::Zeros { page, fill, count } => {
                 let address = u64::from(*page) << 12;
                 payload.zeros(address, *fill, usize::from(*count));
                 for number in 0..u64::from(*count) {
-                    stream.extend_from_slice(&(address + (number << 12) | 0x22).to_be_bytes());
+                    stream.extend_from_slice(&((address + (number << 12)) | 0x22).to_be_bytes());
                     stream.push(*fill);
                 }
                 Ok(())

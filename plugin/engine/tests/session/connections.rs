@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use vmgang_engine::{SourceError, SourceEvent, SourceSession, Transport};
+use vmgang_engine::{SourceEvent, SourceSession, Transport};
 use vmgang_wire::{
     FEATURE_CONNECTIONS, Frame, FrameHeader, HEADER_BYTES, Hello, Join, MemberHello,
     MoreConnections,
@@ -326,37 +326,55 @@ async fn a_source_that_breaks_the_rules_of_connections_is_told_so() {
     }
 }
 
+/// A firewall, or a destination with many jobs coming in: one connection would do.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_destination_that_refuses_a_further_connection_is_named_before_anything_moves() {
-    let pair = Pair::with_connections(Transport::Plain, None, 1 << 20, connections(2)).await;
-    // The first connection reaches the destination, the second one somebody else.
+async fn a_gang_moves_over_the_connections_that_there_are() {
+    let pair = Pair::with_connections(Transport::Plain, None, 1 << 20, connections(3)).await;
+    // The first and the last connection reach the destination, the second one somebody else.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut options = pair.options(1, Transport::Plain);
     options.peer.port = listener.local_addr().unwrap().port();
-    options.connections = connections(2);
+    options.connections = connections(3);
+    options.techniques = "page".parse().unwrap();
     let towards = pair.port;
-    let between = tokio::spawn(async move {
-        let (mut near, _) = listener.accept().await.unwrap();
-        let mut far = TcpStream::connect(("127.0.0.1", towards)).await.unwrap();
-        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
-        let (mut second, _) = listener.accept().await.unwrap();
-        receive(&mut second, |frame| {
-            assert!(matches!(frame, Frame::Join(_)))
-        })
-        .await;
-        let refuse = Frame::Refuse {
-            code: vmgang_wire::RefuseCode::Offer,
-            text: "full".to_owned(),
-        };
-        send(&mut second, &refuse).await;
-        let std = second.into_std().unwrap();
-        std.shutdown(Shutdown::Write).unwrap();
+    let refused = Arc::new(Mutex::new(None));
+    let turned_away = refused.clone();
+    tokio::spawn(async move {
+        for number in 0..3 {
+            let (mut near, _) = listener.accept().await.unwrap();
+            if number != 1 {
+                let mut far = TcpStream::connect(("127.0.0.1", towards)).await.unwrap();
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+                continue;
+            }
+            receive(&mut near, |frame| {
+                let Frame::Join(join) = frame else {
+                    panic!("{frame:?}");
+                };
+                *turned_away.lock().unwrap() = Some(join.connection);
+            })
+            .await;
+            let refuse = Frame::Refuse {
+                code: vmgang_wire::RefuseCode::Offer,
+                text: "full".to_owned(),
+            };
+            send(&mut near, &refuse).await;
+            let std = near.into_std().unwrap();
+            std.shutdown(Shutdown::Write).unwrap();
+        }
     });
-    let error = SourceSession::connect(options).await.unwrap_err();
-    assert!(
-        matches!(&error, SourceError::Refused { reason, .. } if reason == "full"),
-        "{error}"
-    );
-    between.await.unwrap();
-    assert!(!Pair::socket(pair.source_dir.path(), 0).exists());
+    let (session, _events) = SourceSession::connect(options).await.unwrap();
+    assert!(refused.lock().unwrap().is_some());
+    let qemu = pair.destination_qemu(0);
+    let arrived = tokio::spawn(async move { swallow(qemu, b"").await });
+    let mut source = pair.source_qemu(&session, 0).await;
+    let bytes = guest_stream(0, 9_000);
+    source.write_all(&bytes).await.unwrap();
+    source.shutdown().await.unwrap();
+    source.read_to_end(&mut Vec::new()).await.unwrap();
+    let arrived = tokio::time::timeout(SOON, arrived).await.unwrap().unwrap();
+    assert!(arrived == bytes);
+    session.close().await;
 }

@@ -105,7 +105,8 @@ async fn a_stream_that_ends_before_the_guest_stopped_is_a_failure() {
         matches!(end, SourceEvent::MemberFailed { member: 0, .. }),
         "{end:?}"
     );
-    assert!(destination.await.unwrap() == builder.bytes());
+    // What it had not read yet it need not have either.
+    assert!(builder.bytes().starts_with(&destination.await.unwrap()));
     session.close().await;
 }
 

@@ -5,8 +5,8 @@
 use super::blocks::{BLOCK_LOG2, NextBlock, block_at};
 use super::{
     BLOCKS_MAX, BODY_ONLY, Content, DELTA_BYTES_MAX, EXPLICIT_ADDRESS, KIND_BLOCKS, KIND_DEFINE,
-    KIND_DELTA, KIND_LITERAL, KIND_MASK, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM, KIND_ZERO,
-    Operation, PAGE_BYTES, PageBlocks, Place,
+    KIND_DELTA, KIND_KEEP, KIND_LITERAL, KIND_MASK, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM,
+    KIND_ZERO, Operation, PAGE_BYTES, PageBlocks, Place,
 };
 use crate::WireError;
 use crate::cursor::Reader;
@@ -30,6 +30,9 @@ struct Run {
 pub struct Operations<'a> {
     operations: Reader<'a>,
     literals: Reader<'a>,
+    all_literals: &'a [u8],
+    /// The end of the page that was kept last, in all literals.
+    kept_to: usize,
     run: Option<Run>,
     next_page: u64,
     next_slot: u32,
@@ -45,9 +48,12 @@ impl<'a> Operations<'a> {
         let len = usize::try_from(reader.varint("operations_len")?)
             .map_err(|_| WireError::Value("operations_len"))?;
         let operations = reader.bytes(len, "operations")?;
+        let literals = reader.rest();
         Ok(Self {
             operations: Reader::new(operations),
-            literals: reader,
+            literals: Reader::new(literals),
+            all_literals: literals,
+            kept_to: 0,
             run: None,
             next_page: 0,
             next_slot: 0,
@@ -90,6 +96,10 @@ impl<'a> Operations<'a> {
         };
         let slot = run.slot;
         let content = match run.kind {
+            KIND_KEEP => {
+                let page = self.kept()?;
+                return Ok(Operation::Keep { slot, page });
+            }
             KIND_ZERO => {
                 return Ok(Operation::Zero {
                     address: run.page.unwrap_or(0) << 12,
@@ -118,6 +128,22 @@ impl<'a> Operations<'a> {
         bytes
             .try_into()
             .map_err(|_| WireError::Truncated("literals"))
+    }
+
+    /// The next page that is kept. They do not overlap, so the literals bound the work.
+    fn kept(&mut self) -> Result<&'a [u8; PAGE_BYTES], WireError> {
+        let page = usize::try_from(self.operations.varint("skip")?)
+            .ok()
+            .and_then(|skip| self.kept_to.checked_add(skip))
+            .and_then(|at| {
+                self.all_literals
+                    .get(at..)?
+                    .first_chunk()
+                    .map(|page| (at, page))
+            });
+        let (at, page) = page.ok_or(WireError::Value("skip"))?;
+        self.kept_to = at + PAGE_BYTES;
+        Ok(page)
     }
 
     fn delta(&mut self, slot: u32) -> Result<Content<'a>, WireError> {
@@ -176,13 +202,12 @@ impl<'a> Operations<'a> {
         let byte = r.u8("kind")?;
         let kind = byte & KIND_MASK;
         let known_flags = match kind {
-            KIND_OPAQUE => 0,
+            KIND_OPAQUE | KIND_KEEP => 0,
             KIND_ZERO => EXPLICIT_ADDRESS,
             _ => EXPLICIT_ADDRESS | BODY_ONLY,
         };
         let flags = byte & !KIND_MASK;
-        if kind > KIND_BLOCKS || flags & !known_flags != 0 || flags == EXPLICIT_ADDRESS | BODY_ONLY
-        {
+        if kind > KIND_KEEP || flags & !known_flags != 0 || flags == EXPLICIT_ADDRESS | BODY_ONLY {
             return Err(WireError::Value("kind"));
         }
         if kind == KIND_OPAQUE {
@@ -192,7 +217,7 @@ impl<'a> Operations<'a> {
             }
             return self.literals.bytes(len, "literals").map(Some);
         }
-        let page = if flags & BODY_ONLY != 0 {
+        let page = if flags & BODY_ONLY != 0 || kind == KIND_KEEP {
             None
         } else if flags & EXPLICIT_ADDRESS != 0 {
             let page = r.varint("address")?;
@@ -210,7 +235,7 @@ impl<'a> Operations<'a> {
         let mut slot = 0;
         if matches!(
             kind,
-            KIND_DEFINE | KIND_REFERENCE | KIND_DELTA | KIND_BLOCKS
+            KIND_DEFINE | KIND_REFERENCE | KIND_DELTA | KIND_BLOCKS | KIND_KEEP
         ) {
             slot = u32::try_from(self.difference(self.next_slot.into(), "slot")?)
                 .map_err(|_| WireError::Value("slot"))?;

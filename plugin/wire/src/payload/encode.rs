@@ -5,7 +5,7 @@
 
 use super::blocks::{Block, NextBlock, block_number};
 use super::{
-    BODY_ONLY, Content, Costs, EXPLICIT_ADDRESS, KIND_BLOCKS, KIND_DEFINE, KIND_DELTA,
+    BODY_ONLY, Content, Costs, EXPLICIT_ADDRESS, KIND_BLOCKS, KIND_DEFINE, KIND_DELTA, KIND_KEEP,
     KIND_LITERAL, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM, KIND_ZERO, PAGE_BYTES,
     PAGE_HEADER_BYTES, PageBlocks, Place, ZERO_RECORD_BYTES,
 };
@@ -37,6 +37,10 @@ pub struct Encoder {
     next_slot: u32,
     next_base: u32,
     next_block: NextBlock,
+    /// Literals that the caller puts behind the payload itself.
+    passed_bytes: usize,
+    /// The end of the page that was kept last, in the literals.
+    kept_to: usize,
     costs: Costs,
 }
 
@@ -51,6 +55,8 @@ impl Encoder {
         self.next_slot = 0;
         self.next_base = 0;
         self.next_block = NextBlock::default();
+        self.passed_bytes = 0;
+        self.kept_to = 0;
         self.costs = Costs::default();
     }
 
@@ -66,6 +72,27 @@ impl Encoder {
         self.literals.extend_from_slice(bytes);
         self.costs.literal.stream += bytes.len() as u64;
         self.costs.literal.payload += (self.operations.len() - before) as u64 + bytes.len() as u64;
+    }
+
+    /// Bytes passed on as they are, which the caller appends to the payload itself. Nothing else
+    /// of this payload may take literals.
+    pub fn passed(&mut self, len: usize) {
+        self.close_run();
+        let before = self.operations.len();
+        self.operations.push(KIND_OPAQUE);
+        put_varint(&mut self.operations, len as u64);
+        self.passed_bytes += len;
+        self.costs.literal.stream += len as u64;
+        self.costs.literal.payload += (self.operations.len() - before) as u64 + len as u64;
+    }
+
+    /// Puts the page that begins `at` so many bytes into the literals into a slot, too. Pages are
+    /// kept in the order in which they lie there, and do not overlap.
+    pub fn keep(&mut self, at: usize, slot: u32) {
+        self.extend(KIND_KEEP, None, slot, 0, 0);
+        let skip = at.saturating_sub(self.kept_to);
+        put_varint(&mut self.page_fields, skip as u64);
+        self.kept_to = at + PAGE_BYTES;
     }
 
     /// A zero record with CONTINUE.
@@ -196,6 +223,7 @@ impl Encoder {
         let before = out.len();
         let mut kind = run.kind;
         match run.first {
+            None if kind == KIND_KEEP => {}
             None => kind |= BODY_ONLY,
             Some(first) if first != self.next_page => kind |= EXPLICIT_ADDRESS,
             Some(_) => {}
@@ -218,6 +246,7 @@ impl Encoder {
         }
         let per_record = match (run.kind, run.first) {
             (KIND_ZERO, _) => ZERO_RECORD_BYTES,
+            (KIND_KEEP, _) => 0,
             (_, Some(_)) => PAGE_HEADER_BYTES + PAGE_BYTES,
             (_, None) => PAGE_BYTES,
         };
@@ -243,16 +272,21 @@ impl Encoder {
         self.costs
     }
 
+    /// Bytes of memory its buffers take.
+    pub fn memory_bytes(&self) -> usize {
+        self.operations.capacity() + self.literals.capacity() + self.page_fields.capacity()
+    }
+
     /// Bytes of literals so far.
     pub fn literal_bytes(&self) -> usize {
-        self.literals.len()
+        self.literals.len() + self.passed_bytes
     }
 }
 
 fn has_slot(kind: u8) -> bool {
     matches!(
         kind,
-        KIND_DEFINE | KIND_REFERENCE | KIND_DELTA | KIND_BLOCKS
+        KIND_DEFINE | KIND_REFERENCE | KIND_DELTA | KIND_BLOCKS | KIND_KEEP
     )
 }
 

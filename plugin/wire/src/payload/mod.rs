@@ -34,6 +34,7 @@ const KIND_REFERENCE: u8 = 4;
 const KIND_UNIFORM: u8 = 5;
 const KIND_DELTA: u8 = 6;
 const KIND_BLOCKS: u8 = 7;
+const KIND_KEEP: u8 = 8;
 const KIND_MASK: u8 = 0x0f;
 /// The address is not the one after the last operation's: it follows.
 const EXPLICIT_ADDRESS: u8 = 0x10;
@@ -89,7 +90,7 @@ pub struct Cost {
 /// one length field in front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Costs {
-    /// Opaque bytes, and pages sent in full.
+    /// Opaque bytes, pages sent in full, and what is kept of them.
     pub literal: Cost,
     pub zero: Cost,
     pub uniform: Cost,
@@ -125,8 +126,20 @@ impl Costs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation<'a> {
     Opaque(&'a [u8]),
-    Zero { address: u64, fill: u8 },
-    Page { place: Place, content: Content<'a> },
+    Zero {
+        address: u64,
+        fill: u8,
+    },
+    Page {
+        place: Place,
+        content: Content<'a>,
+    },
+    /// A page that lies anywhere in the literals goes into a slot. It adds nothing to the stream:
+    /// another operation passes its bytes on.
+    Keep {
+        slot: u32,
+        page: &'a [u8; PAGE_BYTES],
+    },
 }
 
 impl Operation<'_> {
@@ -135,6 +148,7 @@ impl Operation<'_> {
         match self {
             Operation::Opaque(bytes) => bytes.len(),
             Operation::Zero { .. } => ZERO_RECORD_BYTES,
+            Operation::Keep { .. } => 0,
             Operation::Page { place, .. } => match place {
                 Place::Record { .. } => PAGE_HEADER_BYTES + PAGE_BYTES,
                 Place::Body => PAGE_BYTES,

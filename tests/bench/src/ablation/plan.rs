@@ -129,7 +129,7 @@ impl Plan {
     }
 }
 
-/// Names of everything that is on by default; parameters included.
+/// Names of everything there is; parameters included.
 fn names() -> Vec<String> {
     let all = Techniques::ALL.to_string();
     all.split(',').map(str::to_owned).collect()

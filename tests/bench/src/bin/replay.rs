@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::{ArgGroup, Parser};
 use serde::Serialize;
+use vmgang_bench::ablation::plan::{Class, Plan};
 use vmgang_bench::floor::{Floor, Method};
 use vmgang_bench::replay::{Contender, Measurement, Settings, half, report, run, this_program};
 use vmgang_bench::streams::StreamSet;
@@ -31,7 +32,7 @@ struct Arguments {
     #[arg(long)]
     members: Option<usize>,
     /// A row with these techniques, as `vmgang migrate --technique` takes them; may be repeated.
-    /// `all` when none is given.
+    /// `default` when none is given.
     #[arg(long, value_name = "LIST")]
     technique: Vec<String>,
     /// Rows with none, each technique alone, all but each, and all.
@@ -179,7 +180,14 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
         contenders.push(Contender::Relay);
     }
     if arguments.ablation {
-        contenders.extend(Contender::ablation());
+        let plan = Plan {
+            links: Vec::new(),
+            repetitions: 1,
+            every_row: true,
+        };
+        let rows = plan.rows("");
+        let lists = rows.into_iter().filter(|row| row.class != Class::Relay);
+        contenders.extend(lists.map(|row| Contender::Vmgang(row.techniques)));
     }
     for list in &arguments.technique {
         // Refused here, not in the middle of the runs.
@@ -187,7 +195,7 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
         contenders.push(Contender::Vmgang(list.clone()));
     }
     if arguments.technique.is_empty() && !arguments.ablation {
-        contenders.push(Contender::Vmgang("all".to_owned()));
+        contenders.push(Contender::Vmgang("default".to_owned()));
     }
     let mut seen: Vec<Contender> = Vec::new();
     contenders.retain(|contender| {

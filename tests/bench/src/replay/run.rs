@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use vmgang_engine::Techniques;
 use vmgang_lab::{Authority, CertificateRequest};
 
 use super::half::{Counters, HALF_ARGUMENT, HalfConfig, HalfEnd, HalfSays, Role, socket};
@@ -38,24 +37,6 @@ impl Contender {
             Contender::Relay => "plain relay",
             Contender::Vmgang(techniques) => techniques,
         }
-    }
-
-    /// The list that shows what each technique is worth: none, each alone, all but each, all.
-    pub fn ablation() -> Vec<Contender> {
-        let all = Techniques::ALL.to_string();
-        let names: Vec<&str> = all.split(',').collect();
-        let mut lists = vec!["none".to_owned()];
-        lists.extend(names.iter().map(|name| (*name).to_owned()));
-        if names.len() > 2 {
-            lists.extend(names.iter().map(|left_out| {
-                let rest: Vec<&str> = names.iter().copied().filter(|n| n != left_out).collect();
-                rest.join(",")
-            }));
-        }
-        lists.push("all".to_owned());
-        // Not every technique needs to stand alone.
-        lists.retain(|list| list.parse::<Techniques>().is_ok());
-        lists.into_iter().map(Contender::Vmgang).collect()
     }
 }
 
@@ -366,21 +347,6 @@ pub fn this_program() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_ablation_has_none_each_alone_all_but_each_and_all() {
-        let titles: Vec<_> = Contender::ablation()
-            .iter()
-            .map(|contender| contender.title().to_owned())
-            .collect();
-        assert_eq!(titles.first().map(String::as_str), Some("none"));
-        assert_eq!(titles.last().map(String::as_str), Some("all"));
-        for list in ["uniform", "page", "zstd", "uniform,zstd"] {
-            let parsed: Techniques = list.parse().expect("a list");
-            assert!(Techniques::ALL != parsed);
-        }
-        assert!(titles.contains(&"page".to_owned()), "{titles:?}");
-    }
 
     #[test]
     fn books_that_do_not_balance_are_an_error() {
