@@ -33,6 +33,8 @@ const BUFFER_BYTES: usize = CHUNK_BYTES + 192 * 1024;
 /// Chunks of a channel that are on their way at once, besides one for each worker: one is being
 /// read, one waits for its place in the session.
 const AHEAD: usize = 2;
+/// And never more than this: QEMU takes what was read for sent.
+const IN_FLIGHT_MAX: usize = 8;
 /// A smaller read waits a moment for company.
 const SMALL_READ_BYTES: usize = 64 * 1024;
 /// That moment.
@@ -183,7 +185,8 @@ impl Channel {
             stopped: None,
         };
         let mut released = shared.gate.released(member);
-        let in_flight = Arc::new(Semaphore::new(shared.workers.threads() + AHEAD));
+        let chunks = (shared.workers.threads() + AHEAD).min(IN_FLIGHT_MAX);
+        let in_flight = Arc::new(Semaphore::new(chunks));
         let mut place = in_place(&in_flight).await?;
         let mut chunk = shared.chunks.take(BUFFER_BYTES);
         let mut last_read = CHUNK_BYTES;

@@ -555,3 +555,80 @@ fn unique_pages_pass_through_and_are_kept() {
     }
     assert_eq!(plans, [Plan::Pass, Plan::Plain]);
 }
+
+/// Hashing is switched off for a stream in which nothing is found, but for samples, and comes back
+/// when these are found. Every byte comes back all the time.
+#[test]
+fn a_stream_of_samples_is_exact_and_finds_its_way_back() {
+    let techniques = Techniques::DEFAULT;
+    let common = Common {
+        key: KEY,
+        digest: FrameDigest::new(&KEY),
+        techniques,
+        buffers: Buffers::default(),
+        compressors: Pool::default(),
+    };
+    let mut order = SessionOrder::new(slots_in(64 << 20), &techniques);
+    let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
+    let live = Arc::new(Live::new(2));
+    let mut sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
+    let mut decoder = Decoder::new(&KEY, 73 << 20, Buffers::default()).unwrap();
+    let random = |number: u64| {
+        let mut page = [0; 4096];
+        blake3::Hasher::new()
+            .update(&number.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut page);
+        page
+    };
+    let scarce = Worth {
+        scarce: true,
+        ..WORTH
+    };
+    // Sends 64 pages from that number on; returns how many were hashed, and stream bytes referred to.
+    let mut send = |encoder: &ChannelEncoder, qemu: &mut (StreamBuilder, Tokenizer), from: u64| {
+        let (builder, tokenizer) = qemu;
+        let begin = match builder.bytes().len() {
+            0..100_000 => 0,
+            written => written,
+        };
+        builder.begin_part();
+        for number in from..from + 64 {
+            builder.page(number * 4096, &random(number));
+        }
+        builder.end_ram_section();
+        let stream = &builder.bytes()[begin..];
+        let mut chunk = Chunk::default();
+        chunk.bytes.extend_from_slice(stream);
+        assert_eq!(chunk.tokenise(tokenizer, true), stream.len());
+        encoder.identify(&mut chunk, true);
+        let hashed = chunk.identities.len();
+        let ordered = encoder.order(&mut chunk, &mut order);
+        let plan = encoder.plan(&chunk, Rung::None);
+        let built = encoder.build(&mut chunk, ordered, plan, scarce);
+        let referred = built.costs.reference[GROUP_CROSS_VM].stream;
+        let frame = sealer.seal(built).unwrap().joined();
+        assert!(decode(&mut decoder, &frame).unwrap() == stream);
+        (hashed, referred)
+    };
+    let [first, second] =
+        [0, 1].map(|member| ChannelEncoder::new(member + 1, Member(member as u16), common.clone()));
+    let [mut one, mut other] = [(); 2].map(|()| (StreamBuilder::new(1 << 30), Tokenizer::new()));
+    let mut hashed = Vec::new();
+    for round in 0..100 {
+        hashed.push(send(&first, &mut one, round * 64).0);
+    }
+    assert_eq!(hashed[0], 64);
+    let lately: usize = hashed[60..].iter().sum();
+    assert!((40..400).contains(&lately), "{lately} of {}", 40 * 64);
+    // The other one has the same from the start, and says so to the first.
+    let mut referred = 0;
+    for round in 0..20 {
+        referred += send(&second, &mut other, round * 64).1;
+    }
+    assert!(referred > 1000 * 4096, "{referred}");
+    let back: usize = (100..110)
+        .map(|round| send(&first, &mut one, round * 64).0)
+        .sum();
+    assert!(back > 300, "{back} of 640");
+}

@@ -130,7 +130,10 @@ fn every_technique_keeps_every_byte_and_savings_add_up() {
     let wires = ["all", "page", "none"].map(wire);
     assert!(wires.is_sorted(), "{wires:?}");
     // It is of whole pages at zstd's level 1; deltas may get below it, but not by much.
-    assert!(floor < wires[0] * 2 && floor < wires[1], "{floor} {wires:?}");
+    assert!(
+        floor < wires[0] * 2 && floor < wires[1],
+        "{floor} {wires:?}"
+    );
     // What is not made smaller is passed on, with a few bytes to each frame.
     let passed_on = relay.stream_bytes + relay.stream_bytes / 1000;
     assert!(wires[2] <= passed_on, "{wires:?}");
