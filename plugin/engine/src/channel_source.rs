@@ -98,7 +98,7 @@ struct Shape {
     /// The stream was read to its end.
     stream_ended: watch::Sender<bool>,
     /// The guest is stopped: these bytes have right of way.
-    stopped: AtomicBool,
+    stopped: watch::Sender<bool>,
     /// It is, or the stream is not understood and cannot tell.
     may_end: AtomicBool,
 }
@@ -292,7 +292,7 @@ impl MainStream {
         }
         if progress.guest_stopped() && self.stopped.is_none() {
             self.stopped = Some(shared.gate.guest_stopped());
-            shape.stopped.store(true, Relaxed);
+            shape.stopped.send_replace(true);
             shape.may_end.store(true, Relaxed);
             shared.live.guest_stopped(member);
             shared.report(SourceEvent::GuestStopped {
@@ -328,9 +328,14 @@ async fn order_chunks(
     while let Some(identified) = unordered.recv().await {
         // A worker panicked, or the session's threads are gone.
         let mut full = identified.await.map_err(|_| ChannelError::Session)?;
-        // Chunks that were read before another guest stopped come after it all the same.
-        if !shape.stopped.load(Relaxed) {
-            shared.gate.give_way().await;
+        // Chunks that were read before another guest stopped come after it all the same, until
+        // this one's has stopped, too: two that gave way to each other would both wait.
+        let mut stopped = shape.stopped.subscribe();
+        if !*stopped.borrow() {
+            tokio::select! {
+                () = shared.gate.give_way() => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+            }
         }
         let bytes = full.chunk.bytes.len();
         let permits = bytes as u32;
