@@ -244,6 +244,8 @@ impl Decoder {
         let wrong_length = DecodeError::StreamLength {
             announced: piece.stream_len,
         };
+        // A large buffer is not to wait for QEMU with a few bytes in it.
+        let may_pass = may_pass && announced >= POOLED_BYTES_MIN;
         let mut out = None;
         let mut covered = 0;
         for operation in Operations::new(payload)? {
@@ -258,7 +260,6 @@ impl Decoder {
                 Operation::Keep { slot, page } => self.window.define(Slot(slot), page)?,
                 _ => {
                     let out = out.get_or_insert_with(|| {
-                        // A large buffer is not to wait for QEMU with a few bytes in it.
                         let mut out = match announced < POOLED_BYTES_MIN {
                             true => Vec::new(),
                             false => self.buffers.take(),
