@@ -7,8 +7,8 @@ use uuid::Uuid;
 use vmgang_engine::{SourceEvent, SourceSession, Transport};
 use vmgang_wire::payload::Encoder;
 use vmgang_wire::{
-    Compression, Data, Frame, FrameHeader, HEADER_BYTES, Hello, MemberHello, RETURN_CREDIT_BYTES,
-    Welcome,
+    Compression, Data, FRAME_CREDIT_BYTES_MIN, Frame, FrameHeader, HEADER_BYTES, Hello,
+    MemberHello, RETURN_CREDIT_BYTES, Welcome,
 };
 
 use crate::pair::{JOB, Pair, event};
@@ -100,6 +100,17 @@ async fn a_destination_that_returns_more_than_its_credit_ends_the_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_sends_more_than_its_credit_ends_the_session() {
+    overrun(256 * 1024, 2).await;
+}
+
+/// Each frame that waits takes memory, however few bytes are in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_frames_take_credit_for_their_memory() {
+    overrun(1, 6).await;
+}
+
+/// Sends frames of so many stream bytes, for so many times the credit, to a QEMU that never reads.
+async fn overrun(frame_bytes: usize, times: usize) {
     let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
     let mut stream = TcpStream::connect(("127.0.0.1", pair.port)).await.unwrap();
     let hello = Hello {
@@ -132,12 +143,13 @@ async fn a_source_that_sends_more_than_its_credit_ends_the_session() {
         },
     )
     .await;
-    let bytes = vec![9; 256 * 1024];
+    let bytes = vec![9; frame_bytes];
     let mut encoder = Encoder::default();
     encoder.opaque(&bytes);
     let mut payload = Vec::new();
     encoder.finish(&mut payload);
-    for sequence in 0..(2 * credit / bytes.len()) as u64 {
+    let charge = bytes.len().max(FRAME_CREDIT_BYTES_MIN);
+    for sequence in 0..(times * credit / charge) as u64 {
         let data = Data {
             sequence,
             stream_len: bytes.len() as u32,
