@@ -11,6 +11,7 @@
 
 mod block_hash;
 mod byte_mask;
+mod census;
 pub mod delta;
 mod digest_batch;
 mod expectation;
@@ -20,9 +21,11 @@ mod page;
 mod recency;
 mod similarity;
 mod slot_cache;
+mod snapshot;
 mod subpage;
 mod window;
 
+pub use census::{Census, Content, PlaceOf, Shares};
 pub use history::PageHistory;
 pub use map::{DedupMap, Member, Verdict};
 pub use page::{ContentTag, DigestKey, PageDigest, uniform_byte};
@@ -30,6 +33,7 @@ pub use similarity::{
     CANDIDATES_MAX, HashSimilarityDetector, SAMPLES_MAX, SIGNATURES_MAX, Signatures,
     SimilarityParameters, SimilarityTable,
 };
+pub use snapshot::{BlockSnapshot, Fingerprinter, PageState, Snapshot};
 pub use subpage::{
     BLOCKS_MAX, BlockHasher, BlockHashes, BlockMatches, BlockReference, BlockSize, SubPageTable,
 };
