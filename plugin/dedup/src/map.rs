@@ -2,7 +2,7 @@
 //!
 //! Owns: the source's decision what to reference, what to define where, and what to evict:
 //! first what will not be sent again, then what was used longest ago, last what is known to
-//! be sent again.
+//! be sent again. Slots that were offered to the peer are nobody's until it has answered.
 //! Must not: keep page contents, or grow beyond the slots it was given.
 //!
 //! Memory a unique page: 16 B digest, 8 B list links, 2 B member and 1 B of expected sends,
@@ -19,6 +19,13 @@ use crate::{ContentTag, PageDigest, Slot};
 /// A member of the gang, by its index in the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member(pub u16);
+
+impl Member {
+    /// Stands for nobody: the content was staged before the members migrated.
+    pub const STAGED: Member = Member(u16::MAX);
+    /// Stands for nobody: the peer had the content already.
+    pub const DESTINATION: Member = Member(u16::MAX - 1);
+}
 
 /// What to do with a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,19 +45,28 @@ const NONE: u32 = u32::MAX;
 const SPENT: usize = 0;
 const PLAIN: usize = 1;
 const EXPECTED: usize = 2;
-const CLASSES: usize = 3;
+/// No content: given up before all others.
+const FREE: usize = 3;
+/// Offered to the peer: never given up.
+const OFFERED: usize = 4;
+const CLASSES: usize = 5;
 
 /// What is known of a slot's future: 0 nothing, 1 that its content is not sent again, else how
-/// often it is, plus one. What does not fit stays with the expectations.
+/// often it is, plus one. What does not fit stays with the expectations. The last two values
+/// are those of slots without a content.
 type Future = u8;
 const UNKNOWN: Future = 0;
 const NEVER: Future = 1;
-const SENDS_MAX: u32 = (Future::MAX - NEVER) as u32;
+const NO_CONTENT: Future = Future::MAX;
+const ON_OFFER: Future = Future::MAX - 1;
+const SENDS_MAX: u32 = (ON_OFFER - 1 - NEVER) as u32;
 
 fn class(future: Future) -> usize {
     match future {
         UNKNOWN => PLAIN,
         NEVER => SPENT,
+        NO_CONTENT => FREE,
+        ON_OFFER => OFFERED,
         _ => EXPECTED,
     }
 }
@@ -84,12 +100,65 @@ impl DedupMap {
 
     /// Contents the peer has now.
     pub fn len(&self) -> usize {
-        self.digests.len()
+        self.table.len()
     }
 
     /// Whether the peer has no contents yet.
     pub fn is_empty(&self) -> bool {
-        self.digests.is_empty()
+        self.table.is_empty()
+    }
+
+    /// Whether the peer has this content.
+    pub fn has(&self, digest: &PageDigest) -> bool {
+        self.slot_of(digest).is_some()
+    }
+
+    /// The contents that the peer has, with their slots, in no order.
+    pub fn contents(&self) -> impl Iterator<Item = (PageDigest, Slot)> {
+        let slot = |slot: &u32| (self.digests[*slot as usize], Slot(*slot));
+        self.table.iter().map(slot)
+    }
+
+    /// A slot for a content that the peer is asked about: one that was never filled. It is
+    /// neither referred to nor given up until [`answered`](Self::answered). `None` for a content
+    /// that the peer has, and if no such slot is left.
+    pub fn offer(&mut self, digest: PageDigest) -> Option<Slot> {
+        if self.has(&digest) {
+            return None;
+        }
+        let slot = if let Some(free) = self.recency.oldest(FREE) {
+            self.set_future(free, ON_OFFER);
+            self.digests[free as usize] = digest;
+            self.senders[free as usize] = Member::DESTINATION;
+            free
+        } else if (self.digests.len() as u32) < self.capacity {
+            self.push(digest, Member::DESTINATION, ON_OFFER)
+        } else {
+            return None;
+        };
+        Some(Slot(slot))
+    }
+
+    /// The peer has answered: the content of a slot on offer is in it or not. Returns whether it
+    /// can be referred to there; not if it was sent meanwhile.
+    pub fn answered(&mut self, slot: Slot, has: bool) -> bool {
+        let index = slot.0 as usize;
+        if self.futures.get(index) != Some(&ON_OFFER) {
+            return false;
+        }
+        let digest = self.digests[index];
+        let takes = has && !self.has(&digest);
+        if takes {
+            let future = match self.expectations.take(&digest, SENDS_MAX) {
+                None => UNKNOWN,
+                Some(sends) => NEVER + sends as Future,
+            };
+            self.set_future(slot.0, future);
+            self.insert(digest, slot.0);
+        } else {
+            self.set_future(slot.0, NO_CONTENT);
+        }
+        takes
     }
 
     /// Bytes of memory the map holds.
@@ -139,7 +208,11 @@ impl DedupMap {
     /// when counts have become old. Takes time in proportion to the slots.
     pub fn clear_expectations(&mut self) {
         self.expectations.clear();
-        self.futures.fill(UNKNOWN);
+        for future in &mut self.futures {
+            if class(*future) < FREE {
+                *future = UNKNOWN;
+            }
+        }
         self.recency.append_as_older(SPENT, PLAIN);
         self.recency.append_as_older(PLAIN, EXPECTED);
         self.recency.append_as_older(EXPECTED, PLAIN);
@@ -180,13 +253,9 @@ impl DedupMap {
             None => UNKNOWN,
             Some(sends) => NEVER + (sends - 1) as Future,
         };
-        let slot = if (self.digests.len() as u32) < self.capacity {
-            self.grow();
-            self.digests.push(digest);
-            self.recency.push(class(future));
-            self.senders.push(member);
-            self.futures.push(future);
-            (self.digests.len() - 1) as u32
+        let room = (self.digests.len() as u32) < self.capacity;
+        let slot = if room && self.recency.oldest(FREE).is_none() {
+            self.push(digest, member, future)
         } else {
             let Some(victim) = self.victim(class(future)) else {
                 return Verdict::Send;
@@ -198,17 +267,15 @@ impl DedupMap {
             self.senders[victim as usize] = member;
             victim
         };
-        let digests = &self.digests;
-        self.table.insert_unique(digest.table_hash(), slot, |slot| {
-            digests[*slot as usize].table_hash()
-        });
+        self.insert(digest, slot);
         Verdict::Define { slot: Slot(slot) }
     }
 
     /// What tells the content of a slot from others it had; `None` for a slot that was never
     /// filled. Side tables keep it with their entries, and so find out which are not current.
     pub fn tag(&self, slot: Slot) -> Option<ContentTag> {
-        self.digests.get(slot.0 as usize).map(PageDigest::tag)
+        let future = self.futures.get(slot.0 as usize)?;
+        (class(*future) < FREE).then(|| self.digests[slot.0 as usize].tag())
     }
 
     /// Counts a use of a slot's content that is no reference, such as being a base.
@@ -227,10 +294,28 @@ impl DedupMap {
             .copied()
     }
 
+    fn insert(&mut self, digest: PageDigest, slot: u32) {
+        let digests = &self.digests;
+        self.table.insert_unique(digest.table_hash(), slot, |slot| {
+            digests[*slot as usize].table_hash()
+        });
+    }
+
+    /// One more slot.
+    fn push(&mut self, digest: PageDigest, member: Member, future: Future) -> u32 {
+        self.grow();
+        self.digests.push(digest);
+        self.recency.push(class(future));
+        self.senders.push(member);
+        self.futures.push(future);
+        (self.digests.len() - 1) as u32
+    }
+
     /// Which slot a content of this class may replace: no content makes room for one that is
     /// less wanted, but those that nothing was said about.
     fn victim(&self, newcomer: usize) -> Option<u32> {
-        let mut victim = self.recency.oldest(SPENT);
+        let mut victim = self.recency.oldest(FREE);
+        victim = victim.or_else(|| self.recency.oldest(SPENT));
         victim = victim.or_else(|| self.recency.oldest(PLAIN));
         if newcomer == EXPECTED {
             victim = victim.or_else(|| self.recency.oldest(EXPECTED));

@@ -22,6 +22,9 @@ enum Call {
     Expect(u16, u32),
     Retract(u16),
     Touch(u32),
+    Offer(u16),
+    /// The oldest offer without an answer, and whether the peer has it.
+    Answer(bool),
     Clear,
 }
 
@@ -33,6 +36,8 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         4 => (content.clone(), sends).prop_map(|(content, sends)| Call::Expect(content, sends)),
         2 => content.prop_map(Call::Retract),
         1 => (0u32..40).prop_map(Call::Touch),
+        4 => (0u16..50).prop_map(Call::Offer),
+        3 => any::<bool>().prop_map(Call::Answer),
         1 => Just(Call::Clear),
     ];
     prop::collection::vec(call, 1..600)
@@ -47,8 +52,33 @@ proptest! {
     ) {
         let mut map = DedupMap::new(slots);
         let mut window = PageWindow::new(slots);
+        let mut offers = std::collections::VecDeque::new();
+        let mut filled = std::collections::HashSet::new();
         for call in calls {
             match call {
+                Call::Offer(content) => {
+                    let known = map.has(&digest(content));
+                    if let Some(slot) = map.offer(digest(content)) {
+                        prop_assert!(!known && !filled.contains(&slot));
+                        prop_assert!(!offers.iter().any(|(other, _)| *other == slot));
+                        offers.push_back((slot, content));
+                    }
+                    prop_assert_eq!(map.has(&digest(content)), known);
+                }
+                Call::Answer(has) => {
+                    if let Some((slot, content)) = offers.pop_front() {
+                        if has {
+                            prop_assert_eq!(window.define(slot, &page(content)), Ok(()));
+                        }
+                        let known = map.has(&digest(content));
+                        let takes = map.answered(slot, has);
+                        prop_assert_eq!(takes, has && !known);
+                        prop_assert!(!map.answered(slot, has), "one answer");
+                        if takes {
+                            filled.insert(slot);
+                        }
+                    }
+                }
                 Call::Judge(content) => {
                     let page = page(content);
                     match map.judge(digest(content), Member(0)) {
@@ -57,6 +87,8 @@ proptest! {
                         }
                         // The window itself refuses a slot beyond the budget.
                         Verdict::Define { slot } => {
+                            prop_assert!(!offers.iter().any(|(other, _)| *other == slot));
+                            filled.insert(slot);
                             prop_assert_eq!(window.define(slot, &page), Ok(()));
                             prop_assert_eq!(map.tag(slot), Some(digest(content).tag()));
                         }
@@ -71,6 +103,9 @@ proptest! {
             prop_assert!(map.len() <= slots as usize);
         }
         // Whatever has happened, every slot can still be given away and be found again.
+        for (slot, _) in offers {
+            map.answered(slot, false);
+        }
         map.clear_expectations();
         let mut given = std::collections::HashSet::new();
         for content in 1000..1000 + slots as u16 {

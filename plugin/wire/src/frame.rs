@@ -5,8 +5,8 @@
 use crate::cursor::{Reader, put_text};
 use crate::hello::further_connection;
 use crate::{
-    CHANNELS_MAX, FrameHeader, HEADER_BYTES, Hello, Join, Kind, MEMBERS_MAX, STREAM_BYTES_MAX,
-    TEXT_BYTES_MAX, Welcome, WireError,
+    CHANNELS_MAX, FrameHeader, HEADER_BYTES, Have, Hello, Join, Kind, MEMBERS_MAX, Offer,
+    STREAM_BYTES_MAX, TEXT_BYTES_MAX, Welcome, WireError, payload::PAGE_BYTES,
 };
 
 /// Why a session is refused. Numbers are never reused; unknown ones read as `Other`.
@@ -97,12 +97,13 @@ impl Compression {
     }
 }
 
-/// A piece of a migration stream.
+/// A piece of a migration stream, or pages for the window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Data<'a> {
     /// Position in the session's one order, from 0, over all channels.
     pub sequence: u64,
-    /// Stream bytes this piece stands for, 1 to [`STREAM_BYTES_MAX`].
+    /// Stream bytes this piece stands for, 1 to [`STREAM_BYTES_MAX`]; in a STAGE frame the bytes
+    /// of its pages.
     pub stream_len: u32,
     /// XXH3-128 of those bytes with the session's secret, see [`crate::FRAME_DIGEST_CONTEXT`].
     pub digest: [u8; 16],
@@ -167,6 +168,10 @@ pub enum Frame<'a> {
     Elsewhere {
         connection: u8,
     },
+    /// Pages for the window: a payload of nothing but what is kept.
+    Stage(Data<'a>),
+    Offer(Offer),
+    Have(Have),
 }
 
 impl<'a> Frame<'a> {
@@ -187,6 +192,9 @@ impl<'a> Frame<'a> {
             Frame::Alive => (Kind::Alive, 0),
             Frame::Join(_) => (Kind::Join, 0),
             Frame::Elsewhere { .. } => (Kind::Elsewhere, 0),
+            Frame::Stage(_) => (Kind::Stage, 0),
+            Frame::Offer(_) => (Kind::Offer, 0),
+            Frame::Have(_) => (Kind::Have, 0),
         }
     }
 
@@ -217,7 +225,7 @@ impl<'a> Frame<'a> {
             Frame::Open { member, .. } | Frame::OutcomeRequest { member } => {
                 out.extend_from_slice(&member.to_le_bytes());
             }
-            Frame::Data { data, .. } => {
+            Frame::Data { data, .. } | Frame::Stage(data) => {
                 out.extend_from_slice(&data.sequence.to_le_bytes());
                 out.extend_from_slice(&data.stream_len.to_le_bytes());
                 out.extend_from_slice(&data.digest);
@@ -251,6 +259,8 @@ impl<'a> Frame<'a> {
             }
             Frame::Join(join) => join.encode_body(out),
             Frame::Elsewhere { connection } => out.push(*connection),
+            Frame::Offer(offer) => offer.encode_body(out),
+            Frame::Have(have) => have.encode_body(out),
             Frame::Finish { .. } | Frame::Goodbye | Frame::Alive => {}
         }
     }
@@ -332,6 +342,15 @@ impl<'a> Frame<'a> {
             Kind::Elsewhere => Frame::Elsewhere {
                 connection: further_connection(r)?,
             },
+            Kind::Stage => {
+                let data = decode_data(r)?;
+                if data.stream_len as usize % PAGE_BYTES != 0 {
+                    return Err(WireError::Value("page_bytes"));
+                }
+                Frame::Stage(data)
+            }
+            Kind::Offer => Frame::Offer(Offer::decode_body(r)?),
+            Kind::Have => Frame::Have(Have::decode_body(r)?),
         };
         reader.finish()?;
         Ok(frame)
@@ -370,7 +389,7 @@ pub const DATA_OVERHEAD_BYTES: usize = HEADER_BYTES + 8 + 4 + 16 + 1 + 4;
 impl Data<'_> {
     /// Writes header and fields into the first [`DATA_OVERHEAD_BYTES`] of a buffer that holds
     /// the payload behind them, but for its last `behind` bytes, which are sent after the buffer.
-    /// So the payload is not copied; `self.payload` is not used.
+    /// So the payload is not copied; `self.payload` is not used. Channel 0 makes it a STAGE frame.
     ///
     /// Returns `None`, with nothing written, for a buffer without that room.
     #[must_use]
@@ -379,7 +398,10 @@ impl Data<'_> {
         let room = buffer.get_mut(..DATA_OVERHEAD_BYTES)?;
         let mut fields = [0; DATA_OVERHEAD_BYTES];
         let header = FrameHeader {
-            kind: Kind::Data,
+            kind: match channel {
+                0 => Kind::Stage,
+                _ => Kind::Data,
+            },
             channel,
             body_len: body_len as u32,
         };

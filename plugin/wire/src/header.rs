@@ -63,6 +63,12 @@ kinds! {
     Join = 14, max 64;
     /// Source: the next DATA frame is on another connection.
     Elsewhere = 15, max 16;
+    /// Source: pages for the window that no stream has asked for yet.
+    Stage = 16, max BODY_BYTES_MAX;
+    /// Source: which of these contents are there already?
+    Offer = 17, max 128 * 1024;
+    /// Destination: those.
+    Have = 18, max 1024;
 }
 
 /// What stands in front of a frame's body.

@@ -19,12 +19,63 @@ pub struct Hello {
     pub integrity_key: [u8; 32],
     /// Optional features the source has, one bit each; bits that are not known are ignored.
     pub features: u32,
+    pub purpose: Purpose,
+    /// Tells keys of page digests apart: contents are found at the destination if both sides
+    /// have the same.
+    pub page_key_id: u64,
     /// Bytes the page window may take.
     pub window_budget_bytes: u64,
     /// Host name of the source, for logs and messages.
     pub source_host: String,
     pub gang: String,
     pub members: Vec<MemberHello>,
+}
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// 0, or 1 with a stage: the members migrate.
+    Migrate { stage: Option<TakenStage> },
+    /// 2: contents are staged, and kept for a migration that comes within so many seconds.
+    Stage { seconds: u32 },
+}
+
+/// A stage that a migration begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakenStage {
+    /// The job of its session.
+    pub id: Uuid,
+    /// STAGE frames that were sent in it.
+    pub frames: u64,
+}
+
+impl Purpose {
+    fn encode(self, out: &mut Vec<u8>) {
+        let (number, id, frames, seconds) = match self {
+            Purpose::Migrate { stage: None } => (0, Uuid::nil(), 0, 0),
+            Purpose::Migrate { stage: Some(stage) } => (1, stage.id, stage.frames, 0),
+            Purpose::Stage { seconds } => (2, Uuid::nil(), 0, seconds),
+        };
+        out.push(number);
+        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(&u64::to_le_bytes(frames));
+        out.extend_from_slice(&u32::to_le_bytes(seconds));
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let number = reader.u8("purpose")?;
+        let id = Uuid::from_bytes(reader.array("stage_id")?);
+        let frames = reader.u64("stage_frames")?;
+        let seconds = reader.u32("stage_seconds")?;
+        match (number, id.is_nil(), frames, seconds) {
+            (0, true, 0, 0) => Ok(Purpose::Migrate { stage: None }),
+            (1, false, _, 0) => Ok(Purpose::Migrate {
+                stage: Some(TakenStage { id, frames }),
+            }),
+            (2, true, 0, 1..) => Ok(Purpose::Stage { seconds }),
+            _ => Err(WireError::Value("purpose")),
+        }
+    }
 }
 
 /// A member as the source announces it.
@@ -43,6 +94,8 @@ impl Hello {
         out.extend_from_slice(self.job.as_bytes());
         out.extend_from_slice(&self.integrity_key);
         out.extend_from_slice(&self.features.to_le_bytes());
+        self.purpose.encode(out);
+        out.extend_from_slice(&self.page_key_id.to_le_bytes());
         out.extend_from_slice(&self.window_budget_bytes.to_le_bytes());
         put_text(out, &self.source_host, NAME_BYTES_MAX);
         put_text(out, &self.gang, NAME_BYTES_MAX);
@@ -62,6 +115,8 @@ impl Hello {
         let job = Uuid::from_bytes(reader.array("job")?);
         let integrity_key = reader.array("integrity_key")?;
         let features = reader.u32("features")?;
+        let purpose = Purpose::decode(reader)?;
+        let page_key_id = reader.u64("page_key_id")?;
         let window_budget_bytes = reader.u64("window_budget")?;
         let source_host = reader.text(NAME_BYTES_MAX, "source_host")?.to_owned();
         let gang = reader.text(NAME_BYTES_MAX, "gang")?.to_owned();
@@ -89,6 +144,8 @@ impl Hello {
             job,
             integrity_key,
             features,
+            purpose,
+            page_key_id,
             window_budget_bytes,
             source_host,
             gang,
@@ -104,6 +161,10 @@ pub struct Welcome {
     pub window_budget_bytes: u64,
     /// Stream bytes a channel may have under way, before any CREDIT.
     pub channel_credit_bytes: u32,
+    /// Contents that OFFERs may find here; 0: there is no use in any.
+    pub contents: u64,
+    /// The stage that was named is this session's window now.
+    pub stage: bool,
     /// [`FEATURE_CONNECTIONS`], if both have it.
     pub more_connections: Option<MoreConnections>,
 }
@@ -126,6 +187,8 @@ impl Welcome {
         out.extend_from_slice(&features.to_le_bytes());
         out.extend_from_slice(&self.window_budget_bytes.to_le_bytes());
         out.extend_from_slice(&self.channel_credit_bytes.to_le_bytes());
+        out.extend_from_slice(&self.contents.to_le_bytes());
+        out.push(u8::from(self.stage));
         if let Some(more) = &self.more_connections {
             out.push(more.connections);
             out.extend_from_slice(&more.token);
@@ -141,6 +204,8 @@ impl Welcome {
         Ok(Self {
             window_budget_bytes: reader.u64("window_budget")?,
             channel_credit_bytes: reader.u32("channel_credit")?,
+            contents: reader.u64("contents")?,
+            stage: reader.flag("stage")?,
             more_connections: if features & FEATURE_CONNECTIONS == 0 {
                 None
             } else {

@@ -12,11 +12,15 @@ mod cursor;
 mod frame;
 mod header;
 mod hello;
+mod offer;
 pub mod payload;
 
 pub use frame::{Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, Outcome, RefuseCode};
 pub use header::{FrameHeader, HEADER_BYTES, Kind};
-pub use hello::{FEATURE_CONNECTIONS, Hello, Join, MemberHello, MoreConnections, Welcome};
+pub use hello::{
+    FEATURE_CONNECTIONS, Hello, Join, MemberHello, MoreConnections, Purpose, TakenStage, Welcome,
+};
+pub use offer::{Have, Offer, Offered};
 
 /// The version of the protocol this build speaks.
 pub const VERSION: u8 = 1;
@@ -36,6 +40,10 @@ pub const CHANNELS_MAX: u32 = 65_536;
 pub const CONNECTIONS_MAX: u8 = 16;
 /// Return path bytes a channel may have under way, before any CREDIT.
 pub const RETURN_CREDIT_BYTES: usize = 1024 * 1024;
+/// Contents of one OFFER.
+pub const OFFER_CONTENTS_MAX: usize = 4096;
+/// OFFERs that may be without an answer.
+pub const OFFERS_MAX: usize = 4;
 /// With this BLAKE3 derives the secret of frame digests from a session's integrity key: its
 /// first 192 bytes of output are the secret of XXH3-128.
 pub const FRAME_DIGEST_CONTEXT: &str = "vmgang 1 frame digest";

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 use vmgang_wire::{
     CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, FrameHeader,
-    HEADER_BYTES, Hello, Join, Kind, MemberHello, MoreConnections, Outcome, RefuseCode, Welcome,
-    WireError,
+    HEADER_BYTES, Have, Hello, Join, Kind, MemberHello, MoreConnections, OFFER_CONTENTS_MAX, Offer,
+    Offered, Outcome, Purpose, RefuseCode, TakenStage, Welcome, WireError,
 };
 
 fn encode(frame: &Frame<'_>) -> Vec<u8> {
@@ -28,6 +28,13 @@ fn samples() -> Vec<Frame<'static>> {
             job: Uuid::from_u128(0x1234),
             integrity_key: [7; 32],
             features: 0,
+            purpose: Purpose::Migrate {
+                stage: Some(TakenStage {
+                    id: Uuid::from_u128(0x77),
+                    frames: 12,
+                }),
+            },
+            page_key_id: 0x1122,
             window_budget_bytes: 1 << 30,
             source_host: "a".into(),
             gang: "web".into(),
@@ -41,11 +48,15 @@ fn samples() -> Vec<Frame<'static>> {
         Frame::Welcome(Welcome {
             window_budget_bytes: 1 << 29,
             channel_credit_bytes: 1 << 23,
+            contents: 99,
+            stage: true,
             more_connections: None,
         }),
         Frame::Welcome(Welcome {
             window_budget_bytes: 1 << 29,
             channel_credit_bytes: 1 << 23,
+            contents: 99,
+            stage: true,
             more_connections: Some(MoreConnections {
                 connections: CONNECTIONS_MAX,
                 token: [8; 16],
@@ -105,6 +116,28 @@ fn samples() -> Vec<Frame<'static>> {
             connection: 1,
         }),
         Frame::Elsewhere { connection: 15 },
+        Frame::Stage(Data {
+            sequence: 9,
+            stream_len: 8192,
+            digest: [9; 16],
+            compression: Compression::None,
+            payload: b"xyz",
+        }),
+        Frame::Offer(Offer {
+            contents: vec![
+                Offered {
+                    slot: 70,
+                    digest: [1; 16],
+                },
+                Offered {
+                    slot: 7,
+                    digest: [2; 16],
+                },
+            ],
+        }),
+        Frame::Have(Have {
+            contents: vec![true, false, false, true, true, true, false, true, true],
+        }),
     ]
 }
 
@@ -121,6 +154,14 @@ fn every_kind_comes_back() {
     }
 }
 
+/// Whether a frame of fewer or more bytes is one as well.
+fn has_open_end(frame: &Frame<'_>) -> bool {
+    matches!(
+        frame,
+        Frame::Data { .. } | Frame::Stage(_) | Frame::Return { .. }
+    )
+}
+
 #[test]
 fn every_cut_and_every_trailing_byte_is_refused() {
     for frame in samples() {
@@ -129,13 +170,13 @@ fn every_cut_and_every_trailing_byte_is_refused() {
             let mut short = bytes[..cut].to_vec();
             assert!(decode(&short).is_err(), "{frame:?} cut at {cut}");
             // Also with a length field that fits the cut (data and return may be shorter).
-            if cut >= HEADER_BYTES && !matches!(frame, Frame::Data { .. } | Frame::Return { .. }) {
+            if cut >= HEADER_BYTES && !has_open_end(&frame) {
                 let len = (cut - HEADER_BYTES) as u32;
                 short[12..16].copy_from_slice(&len.to_le_bytes());
                 assert!(decode(&short).is_err(), "{frame:?} cut at {cut}");
             }
         }
-        if !matches!(frame, Frame::Data { .. } | Frame::Return { .. }) {
+        if !has_open_end(&frame) {
             let mut long = bytes.clone();
             long.push(0);
             let len = (long.len() - HEADER_BYTES) as u32;
@@ -190,7 +231,7 @@ fn a_length_beyond_the_kinds_maximum_is_refused_before_reading() {
 proptest! {
     #[test]
     fn arbitrary_bytes_do_not_panic(
-        kind in 0u8..16,
+        kind in 0u8..20,
         channel in 0u32..3,
         body in prop::collection::vec(any::<u8>(), 0..200),
     ) {
@@ -230,8 +271,16 @@ fn a_sealed_buffer_is_the_encoded_frame() {
             buffer.extend_from_slice(inside);
             data.seal(7, &mut buffer, behind).expect("there is room");
             buffer.extend_from_slice(after);
-            let data = data.clone();
-            assert_eq!(buffer, encode(&Frame::Data { channel: 7, data }));
+            let frame = data.clone();
+            assert_eq!(
+                buffer,
+                encode(&Frame::Data {
+                    channel: 7,
+                    data: frame
+                })
+            );
+            data.seal(0, &mut buffer, 0).expect("there is room");
+            assert_eq!(buffer, encode(&Frame::Stage(data.clone())));
         }
         assert_eq!(data.seal(7, &mut [0; DATA_OVERHEAD_BYTES - 1], 0), None);
     }
@@ -271,6 +320,8 @@ proptest! {
         let welcome = Frame::Welcome(Welcome {
             window_budget_bytes: 1,
             channel_credit_bytes: 2,
+            contents: 0,
+            stage: false,
             more_connections: Some(MoreConnections { connections: number, token }),
         });
         for (frame, allowed) in [
@@ -293,8 +344,80 @@ fn a_feature_that_no_source_offers_cannot_be_granted() {
     let mut bytes = encode(&Frame::Welcome(Welcome {
         window_budget_bytes: 1,
         channel_credit_bytes: 2,
+        contents: 0,
+        stage: false,
         more_connections: None,
     }));
     bytes[HEADER_BYTES] = 2;
     assert_eq!(decode(&bytes), Err(WireError::Value("features")));
+}
+
+#[test]
+fn a_purpose_has_its_own_fields_and_no_other() {
+    let hello = |purpose| {
+        let Some(Frame::Hello(hello)) = samples().into_iter().next() else {
+            panic!("the first sample is a HELLO");
+        };
+        Frame::Hello(Hello { purpose, ..hello })
+    };
+    let at = HEADER_BYTES + 16 + 32 + 4;
+    for purpose in [
+        Purpose::Migrate { stage: None },
+        Purpose::Stage { seconds: 60 },
+    ] {
+        let frame = hello(purpose);
+        let bytes = encode(&frame);
+        assert_eq!(decode(&bytes), Ok(frame));
+        for number in 0..4 {
+            let mut wrong = bytes.clone();
+            wrong[at] = number;
+            let allowed = number == bytes[at];
+            assert_eq!(decode(&wrong).is_ok(), allowed, "{purpose:?} as {number}");
+        }
+    }
+    let never = encode(&hello(Purpose::Stage { seconds: 0 }));
+    assert_eq!(decode(&never), Err(WireError::Value("purpose")));
+}
+
+#[test]
+fn offers_and_answers_are_bounded() {
+    let offered = Offered {
+        slot: 1,
+        digest: [1; 16],
+    };
+    for (count, allowed) in [
+        (0, false),
+        (1, true),
+        (OFFER_CONTENTS_MAX, true),
+        (OFFER_CONTENTS_MAX + 1, false),
+    ] {
+        let offer = encode(&Frame::Offer(Offer {
+            contents: vec![offered; count],
+        }));
+        assert_eq!(decode(&offer).is_ok(), allowed, "{count} offered");
+        let have = encode(&Frame::Have(Have {
+            contents: vec![true; count],
+        }));
+        assert_eq!(decode(&have).is_ok(), allowed, "{count} answered");
+    }
+    let mut padded = encode(&Frame::Have(Have {
+        contents: vec![true; 3],
+    }));
+    padded[HEADER_BYTES + 2] |= 8;
+    assert_eq!(decode(&padded), Err(WireError::Value("padding")));
+}
+
+#[test]
+fn a_stage_is_whole_pages() {
+    let stage = |stream_len| {
+        encode(&Frame::Stage(Data {
+            sequence: 0,
+            stream_len,
+            digest: [0; 16],
+            compression: Compression::None,
+            payload: b"",
+        }))
+    };
+    assert!(decode(&stage(4096)).is_ok());
+    assert_eq!(decode(&stage(4097)), Err(WireError::Value("page_bytes")));
 }

@@ -11,7 +11,8 @@ use vmgang_wire::payload::{
 use vmgang_wire::{
     BODY_BYTES_MAX, CHANNELS_MAX, CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data,
     FRAME_CREDIT_BYTES_MIN, FRAME_DIGEST_CONTEXT, Frame, FrameHeader, HEADER_BYTES, Kind,
-    MEMBERS_MAX, NAME_BYTES_MAX, RETURN_CREDIT_BYTES, STREAM_BYTES_MAX, TEXT_BYTES_MAX, VERSION,
+    MEMBERS_MAX, NAME_BYTES_MAX, OFFER_CONTENTS_MAX, OFFERS_MAX, RETURN_CREDIT_BYTES,
+    STREAM_BYTES_MAX, TEXT_BYTES_MAX, VERSION,
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -111,6 +112,8 @@ fn the_limits_are_those_of_the_code() {
         ("MEMBERS_MAX", MEMBERS_MAX as u64),
         ("CHANNELS_MAX", u64::from(CHANNELS_MAX)),
         ("CONNECTIONS_MAX", u64::from(CONNECTIONS_MAX)),
+        ("OFFER_CONTENTS_MAX", OFFER_CONTENTS_MAX as u64),
+        ("OFFERS_MAX", OFFERS_MAX as u64),
         ("NAME_BYTES_MAX", NAME_BYTES_MAX as u64),
         ("TEXT_BYTES_MAX", TEXT_BYTES_MAX as u64),
         ("PAGE_BYTES", PAGE_BYTES as u64),

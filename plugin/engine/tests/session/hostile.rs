@@ -117,6 +117,8 @@ async fn overrun(frame_bytes: usize, times: usize) {
         job: JOB,
         integrity_key: KEY,
         features: 0,
+        purpose: Purpose::Migrate { stage: None },
+        page_key_id: 0,
         window_budget_bytes: 1 << 20,
         source_host: "a".to_owned(),
         gang: "web".to_owned(),

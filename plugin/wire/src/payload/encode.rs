@@ -5,8 +5,8 @@
 
 use super::blocks::{Block, NextBlock, block_number};
 use super::{
-    BODY_ONLY, Content, Costs, EXPLICIT_ADDRESS, KIND_BLOCKS, KIND_DEFINE, KIND_DELTA, KIND_KEEP,
-    KIND_LITERAL, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM, KIND_ZERO, PAGE_BYTES,
+    BODY_ONLY, Content, Costs, EXPLICIT_ADDRESS, GROUPS, KIND_BLOCKS, KIND_DEFINE, KIND_DELTA,
+    KIND_KEEP, KIND_LITERAL, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM, KIND_ZERO, PAGE_BYTES,
     PAGE_HEADER_BYTES, PageBlocks, Place, ZERO_RECORD_BYTES,
 };
 use crate::cursor::put_varint;
@@ -253,7 +253,7 @@ impl Encoder {
         let cost = match run.kind {
             KIND_ZERO => &mut self.costs.zero,
             KIND_UNIFORM => &mut self.costs.uniform,
-            KIND_REFERENCE => &mut self.costs.reference[run.group.min(1)],
+            KIND_REFERENCE => &mut self.costs.reference[run.group.min(GROUPS - 1)],
             KIND_DELTA => &mut self.costs.delta,
             KIND_BLOCKS => &mut self.costs.sub_page,
             _ => &mut self.costs.literal,

@@ -86,6 +86,9 @@ pub struct Cost {
     pub payload: u64,
 }
 
+/// Groups that references are counted in.
+pub const GROUPS: usize = 4;
+
 /// Costs of one payload by kind of operation; together they cover it exactly, but for the
 /// one length field in front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,8 +97,8 @@ pub struct Costs {
     pub literal: Cost,
     pub zero: Cost,
     pub uniform: Cost,
-    /// References, by the caller's group (0 or 1).
-    pub reference: [Cost; 2],
+    /// References, by the caller's group, less than [`GROUPS`].
+    pub reference: [Cost; GROUPS],
     /// Pages made of blocks, literal blocks included.
     pub sub_page: Cost,
     /// Deltas.
@@ -105,20 +108,19 @@ pub struct Costs {
 impl Costs {
     /// All of them added up.
     pub fn total(&self) -> Cost {
-        let [intra, cross] = self.reference;
         let all = [
             self.literal,
             self.zero,
             self.uniform,
-            intra,
-            cross,
             self.sub_page,
             self.delta,
         ];
-        all.iter().fold(Cost::default(), |sum, cost| Cost {
-            stream: sum.stream + cost.stream,
-            payload: sum.payload + cost.payload,
-        })
+        all.iter()
+            .chain(&self.reference)
+            .fold(Cost::default(), |sum, cost| Cost {
+                stream: sum.stream + cost.stream,
+                payload: sum.payload + cost.payload,
+            })
     }
 }
 
