@@ -113,6 +113,11 @@ impl DedupMap {
         self.slot_of(digest).is_some()
     }
 
+    /// Where the peer has this content.
+    pub fn slot(&self, digest: &PageDigest) -> Option<Slot> {
+        self.slot_of(digest).map(Slot)
+    }
+
     /// The contents that the peer has, with their slots, in no order.
     pub fn contents(&self) -> impl Iterator<Item = (PageDigest, Slot)> {
         let slot = |slot: &u32| (self.digests[*slot as usize], Slot(*slot));

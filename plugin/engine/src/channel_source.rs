@@ -287,8 +287,7 @@ impl MainStream {
         let progress = tokenizer.progress();
         if progress.first_pass_done() && !self.first_pass_done {
             self.first_pass_done = true;
-            shared.live.first_pass_done(member);
-            shared.report(SourceEvent::FirstPassDone { member });
+            shared.first_pass_done(member);
         }
         if progress.guest_stopped() && self.stopped.is_none() {
             self.stopped = Some(shared.gate.guest_stopped());

@@ -19,6 +19,7 @@ use crate::frame_digest::FrameDigest;
 use crate::ladder::{Ladder, Worth};
 use crate::order::SessionOrder;
 use crate::pool::Pool;
+use crate::scanned::Scanned;
 use crate::seal::Sealer;
 use crate::{Techniques, Zstd};
 
@@ -109,6 +110,7 @@ fn encode(
         .map(|(i, stream)| {
             let common = Common {
                 key: KEY,
+                scanned: Scanned::default(),
                 digest: FrameDigest::new(&KEY),
                 techniques,
                 buffers: buffers.clone(),
@@ -391,6 +393,7 @@ fn a_page_takes_no_allocation_once_buffers_are_warm() {
     let buffers = Buffers::default();
     let common = Common {
         key: KEY,
+        scanned: Scanned::default(),
         digest: FrameDigest::new(&KEY),
         techniques: Techniques::ALL,
         buffers: buffers.clone(),
@@ -460,6 +463,7 @@ fn a_slot_that_was_filled_without_a_copy_is_no_base() {
     let techniques: Techniques = "uniform,page,rehash,delta".parse().unwrap();
     let common = Common {
         key: KEY,
+        scanned: Scanned::default(),
         digest: FrameDigest::new(&KEY),
         techniques,
         buffers: Buffers::default(),
@@ -518,6 +522,7 @@ fn unique_pages_pass_through_and_are_kept() {
     let techniques: Techniques = "uniform,page,rehash".parse().unwrap();
     let common = Common {
         key: KEY,
+        scanned: Scanned::default(),
         digest: FrameDigest::new(&KEY),
         techniques,
         buffers: Buffers::default(),
@@ -563,6 +568,7 @@ fn a_stream_of_samples_is_exact_and_finds_its_way_back() {
     let techniques = Techniques::DEFAULT;
     let common = Common {
         key: KEY,
+        scanned: Scanned::default(),
         digest: FrameDigest::new(&KEY),
         techniques,
         buffers: Buffers::default(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -310,6 +310,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Takes the body that was read last, and leaves a buffer for the next one.
     pub(crate) fn swap_body(&mut self, empty: Vec<u8>) -> Vec<u8> {
         std::mem::replace(&mut self.body, empty)
+    }
+
+    /// Waits for a first byte of the next frame. Cancel-safe, as opposed to reading it.
+    pub(crate) async fn ready(&mut self) -> Result<(), ReadError> {
+        let bytes = timeout(SILENCE_MAX, self.reader.fill_buf())
+            .await
+            .map_err(|_| ReadError::Silent)?
+            .map_err(closed)?;
+        match bytes.is_empty() {
+            true => Err(ReadError::Closed),
+            false => Ok(()),
+        }
     }
 
     async fn fill(&mut self) -> Result<FrameHeader, ReadError> {

@@ -85,6 +85,8 @@ pub(crate) struct Live {
     uniform: AtomicI64,
     intra_vm: AtomicI64,
     cross_vm: AtomicI64,
+    staged: AtomicI64,
+    destination: AtomicI64,
     sub_page: AtomicI64,
     delta: AtomicI64,
     /// Collapsed record headers, less what operations and lengths cost.
@@ -108,6 +110,10 @@ struct LiveMember {
 pub(crate) const GROUP_INTRA_VM: usize = 0;
 /// See [`GROUP_INTRA_VM`].
 pub(crate) const GROUP_CROSS_VM: usize = 1;
+/// See [`GROUP_INTRA_VM`].
+pub(crate) const GROUP_STAGED: usize = 2;
+/// See [`GROUP_INTRA_VM`].
+pub(crate) const GROUP_DESTINATION: usize = 3;
 
 impl Live {
     pub(crate) fn new(members: usize) -> Self {
@@ -139,6 +145,10 @@ impl Live {
             .fetch_add(saved(costs.reference[GROUP_INTRA_VM]), Relaxed);
         self.cross_vm
             .fetch_add(saved(costs.reference[GROUP_CROSS_VM]), Relaxed);
+        self.staged
+            .fetch_add(saved(costs.reference[GROUP_STAGED]), Relaxed);
+        self.destination
+            .fetch_add(saved(costs.reference[GROUP_DESTINATION]), Relaxed);
         if let Some(member) = self.members.get(frame.member) {
             member.stream_bytes.fetch_add(stream, Relaxed);
             member
@@ -169,10 +179,11 @@ impl Live {
             uniform: self.uniform.load(Relaxed),
             intra_vm: self.intra_vm.load(Relaxed),
             cross_vm: self.cross_vm.load(Relaxed),
+            staged: self.staged.load(Relaxed),
+            destination: self.destination.load(Relaxed),
             sub_page: self.sub_page.load(Relaxed),
             delta: self.delta.load(Relaxed),
             compression: self.structure.load(Relaxed) + self.zstd.load(Relaxed) - overhead,
-            ..Saved::default()
         };
         SessionCounters {
             qemu_stream_bytes: stream,

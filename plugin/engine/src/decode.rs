@@ -14,6 +14,7 @@ use vmgang_wire::Data;
 use vmgang_wire::payload::{Block, Content, Operation, Operations, PageBlocks, Place};
 use vmgang_wire::{Compression, Frame, FrameHeader, WireError};
 
+use crate::answers::Found;
 use crate::buffers::Buffers;
 use crate::compression::{Budget, DecompressError, FrameDecompressor, StreamDecompressor};
 use crate::frame_digest::FrameDigest;
@@ -58,10 +59,12 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    /// Reads the frame with that header. Also returns its channel.
+    /// Reads the DATA or STAGE frame with that header. Also returns its channel; a stage has 0.
     pub(crate) fn read(header: &FrameHeader, body: Vec<u8>) -> Result<(u32, Piece), WireError> {
-        let Frame::Data { channel, data } = Frame::decode(header, &body)? else {
-            return Err(WireError::Value("kind"));
+        let (channel, data) = match Frame::decode(header, &body)? {
+            Frame::Data { channel, data } => (channel, data),
+            Frame::Stage(data) => (0, data),
+            _ => return Err(WireError::Value("kind")),
         };
         let piece = Piece {
             sequence: data.sequence,
@@ -178,6 +181,26 @@ impl Decoder {
             raw: Vec::new(),
             buffers,
         })
+    }
+
+    /// Puts contents into their slots.
+    pub(crate) fn fill(&mut self, found: &Found) -> Result<(), WindowError> {
+        let pages = found.pages.chunks_exact(PAGE_BYTES);
+        for (slot, page) in found.slots.iter().zip(pages) {
+            if let Some(page) = page.first_chunk() {
+                self.window.define(*slot, page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins with the window of a stage.
+    pub(crate) fn set_window(&mut self, window: PageWindow) {
+        self.window = window;
+    }
+
+    pub(crate) fn into_window(self) -> PageWindow {
+        self.window
     }
 
     /// Rebuilds the stream bytes of the session's next frame, which is unpacked.

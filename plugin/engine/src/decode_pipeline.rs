@@ -13,8 +13,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use vmgang_dedup::DigestKey;
+use vmgang_dedup::{DigestKey, PageWindow};
 
+use crate::answers::Found;
 use crate::buffers::Buffers;
 use crate::compression::FrameDecompressor;
 use crate::decode::{DecodeError, Decoder, Piece, StreamBytes};
@@ -49,7 +50,15 @@ struct Turns {
     waiting: Waiting,
     /// Number of the first one that waits.
     first: u64,
+    /// Contents for slots that no frame refers to yet: they go in between two frames.
+    found: VecDeque<(Found, oneshot::Sender<()>)>,
     closed: bool,
+}
+
+/// What whoever has the decoder does with it.
+enum Turn {
+    Frame(Piece, Ticket),
+    Found(Found, oneshot::Sender<()>),
 }
 
 type Waiting = VecDeque<Option<(Piece, Ticket)>>;
@@ -85,21 +94,27 @@ impl Drop for Ticket {
 }
 
 impl DecodePipeline {
-    /// What is told to `failures` ends the session.
+    /// What is told to `failures` ends the session. The window is empty unless one is given, of
+    /// the same budget.
     pub(crate) fn new(
         key: &DigestKey,
         window_budget_bytes: u64,
+        window: Option<PageWindow>,
         workers: Workers,
         buffers: Buffers,
         failures: mpsc::UnboundedSender<String>,
     ) -> io::Result<Self> {
-        let decoder = Decoder::new(key, window_budget_bytes, buffers.clone())?;
+        let mut decoder = Decoder::new(key, window_budget_bytes, buffers.clone())?;
+        if let Some(window) = window {
+            decoder.set_window(window);
+        }
         Ok(Self {
             shared: Arc::new(Shared {
                 turns: Mutex::new(Turns {
                     decoder: Some(decoder),
                     waiting: VecDeque::new(),
                     first: 0,
+                    found: VecDeque::new(),
                     closed: false,
                 }),
                 workers,
@@ -142,6 +157,22 @@ impl DecodePipeline {
         promised
     }
 
+    /// Puts contents into their slots, and waits until they are there.
+    pub(crate) async fn fill(&self, found: Found) -> Result<(), String> {
+        let (done, filled) = oneshot::channel();
+        self.shared.turns().found.push_back((found, done));
+        self.shared.take_turn();
+        let failed = |_| "the session ends before contents found here are in its window".to_owned();
+        filled.await.map_err(failed)
+    }
+
+    /// Takes the window from a session that is over, once every frame so far is verified.
+    pub(crate) async fn into_window(&self) -> Option<PageWindow> {
+        self.drained().await;
+        let decoder = self.shared.turns().decoder.take();
+        decoder.map(Decoder::into_window)
+    }
+
     /// Waits until every frame so far is verified, or a failure was reported.
     pub(crate) async fn drained(&self) {
         let _ = self.in_flight.acquire_many(IN_FLIGHT_BYTES as u32).await;
@@ -171,6 +202,7 @@ impl Shared {
     fn close(&self) -> (Option<Decoder>, Waiting) {
         let mut turns = self.turns();
         turns.closed = true;
+        turns.found.clear();
         (turns.decoder.take(), std::mem::take(&mut turns.waiting))
     }
 
@@ -196,19 +228,25 @@ impl Shared {
 
     /// Takes the next frame through the window, if it is there and nobody else is at it.
     fn take_turn(self: &Arc<Self>) {
-        let Some((mut decoder, piece, ticket)) = self.turns().take() else {
-            return;
+        // Not in the match, which would hold the lock to its end.
+        let turn = self.turns().take();
+        let (mut decoder, piece, ticket) = match turn {
+            None => return,
+            Some((decoder, Turn::Frame(piece, ticket))) => (decoder, piece, ticket),
+            Some((mut decoder, Turn::Found(found, done))) => {
+                let filled = decoder.fill(&found);
+                // What could not be filled is not told to be there, and the session ends.
+                self.give_back(decoder);
+                if filled.is_ok() {
+                    let _ = done.send(());
+                }
+                return;
+            }
         };
         let rebuilt = decoder.rebuild(piece);
         match rebuilt {
             Ok(unverified) => {
-                // One that is not taken back is taken down without the lock.
-                let given_back = self.turns().give_back(decoder);
-                let next = given_back.unwrap_or_default();
-                if next {
-                    let shared = self.clone();
-                    self.workers.start(move || shared.take_turn());
-                }
+                self.give_back(decoder);
                 match unverified.verify() {
                     Ok(bytes) => ticket.deliver(bytes),
                     Err(error) => ticket.fail(&error),
@@ -216,6 +254,16 @@ impl Shared {
             }
             // The decoder goes as well: its window may differ from the source's from here on.
             Err(error) => ticket.fail(&error),
+        }
+    }
+    /// Passes the turn on.
+    fn give_back(self: &Arc<Self>, decoder: Decoder) {
+        // One that is not taken back is taken down without the lock.
+        let given_back = self.turns().give_back(decoder);
+        let next = given_back.unwrap_or_default();
+        if next {
+            let shared = self.clone();
+            self.workers.start(move || shared.take_turn());
         }
     }
 }
@@ -234,7 +282,12 @@ impl Turns {
         }
     }
 
-    fn take(&mut self) -> Option<(Decoder, Piece, Ticket)> {
+    fn take(&mut self) -> Option<(Decoder, Turn)> {
+        if self.decoder.is_some()
+            && let Some((found, done)) = self.found.pop_front()
+        {
+            return Some((self.decoder.take()?, Turn::Found(found, done)));
+        }
         let next = self.waiting.front_mut()?;
         if self.decoder.is_none() || next.is_none() {
             return None;
@@ -242,16 +295,16 @@ impl Turns {
         let (decoder, (piece, ticket)) = self.decoder.take().zip(next.take())?;
         self.waiting.pop_front();
         self.first += 1;
-        Some((decoder, piece, ticket))
+        Some((decoder, Turn::Frame(piece, ticket)))
     }
 
-    /// Whether the next frame is waiting already. After the end it is not taken back.
+    /// Whether the next turn can be taken already. After the end it is not taken back.
     fn give_back(&mut self, decoder: Decoder) -> Result<bool, Box<Decoder>> {
         if self.closed {
             return Err(Box::new(decoder));
         }
         self.decoder = Some(decoder);
-        Ok(matches!(self.waiting.front(), Some(Some(_))))
+        Ok(!self.found.is_empty() || matches!(self.waiting.front(), Some(Some(_))))
     }
 }
 

@@ -20,7 +20,7 @@ fn workers(threads: usize) -> Workers {
 fn pipeline(workers: Workers) -> (DecodePipeline, mpsc::UnboundedReceiver<String>) {
     let (failures, failed) = mpsc::unbounded_channel();
     let buffers = Buffers::default();
-    let pipeline = DecodePipeline::new(&KEY, 1 << 20, workers, buffers, failures).unwrap();
+    let pipeline = DecodePipeline::new(&KEY, 1 << 20, None, workers, buffers, failures).unwrap();
     (pipeline, failed)
 }
 

@@ -1,7 +1,7 @@
 //! The peer listener: sessions that other hosts open to this one.
 //!
 //! Owns: accepting, TLS, the handshake, and asking the [`DestinationHost`] whether a job
-//! may come. Must not: touch a stream; `destination_session` does.
+//! may come. Must not: touch a stream; `destination_session` does, and `stage_session` for stages.
 
 use std::future::Future;
 use std::io;
@@ -19,12 +19,15 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use vmgang_wire::{Frame, Hello, RefuseCode, WireError};
 
+use crate::answers::Recall;
 use crate::connection::{FrameReader, ReadError};
-use crate::destination_session;
 use crate::join::Grants;
+use crate::offer::Purpose;
 use crate::peer::{self, PeerName};
+use crate::stages::Stages;
 use crate::tls::{Transport, certificate_names};
 use crate::{MemberOutcome, Offer, SocketOwner, Workers};
+use crate::{destination_session, stage_session};
 
 /// A peer that has not said who it is after so long is hung up on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,7 +35,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 64;
 
 /// What the destination grants a job.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct Admission {
     /// At most what the offer asks for.
     pub window_budget_bytes: u64,
@@ -40,12 +43,16 @@ pub struct Admission {
     pub socket_owner: SocketOwner,
     /// TCP connections that its session may have at most.
     pub connections: NonZeroUsize,
+    /// Where contents are looked for that the source offers, made with the same page key.
+    pub recall: Option<Arc<dyn Recall>>,
 }
 
 /// The host that jobs arrive at. Calls may block; they run on threads of their own.
 pub trait DestinationHost: Send + Sync + 'static {
     /// Whether a job may come. The error is a sentence for the person who started it.
-    fn admit(&self, offer: &Offer, peer: &PeerName) -> Result<Admission, String>;
+    fn admit(&self, offer: &Offer, purpose: Purpose, peer: &PeerName) -> Result<Admission, String>;
+    /// A stage has got so many contents more, of them so many that were found on this host.
+    fn staged(&self, job: Uuid, contents: u64, found: u64);
     /// How a member's migration ended, if libvirt here knows.
     fn outcome(&self, member: Uuid) -> Option<MemberOutcome>;
     /// The session of an admitted job is over.
@@ -64,6 +71,7 @@ struct Service {
     workers: Workers,
     host: Arc<dyn DestinationHost>,
     grants: Grants,
+    stages: Stages,
 }
 
 impl Listener {
@@ -94,6 +102,7 @@ impl Listener {
             workers,
             host,
             grants: Grants::default(),
+            stages: Stages::default(),
         });
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut sessions = JoinSet::new();
@@ -199,15 +208,28 @@ impl Service {
         let certificate_names = name.certificate_names.clone();
         match self.admit(&hello, name).await {
             Ok(admission) => {
-                let session = destination_session::Job {
+                let mut session = destination_session::Job {
+                    page_key: self.transport.page_key(),
                     hello,
                     admission,
+                    window: None,
                     host: self.host.clone(),
                     runtime_dir: self.runtime_dir.clone(),
                     workers: self.workers.clone(),
                     grants: self.grants.clone(),
                     certificate_names,
                 };
+                let stage = match session.hello.purpose {
+                    vmgang_wire::Purpose::Migrate { stage } => stage,
+                    vmgang_wire::Purpose::Stage { seconds } => {
+                        let job = session.hello.job;
+                        let held = self.stages.hold(job, &session.certificate_names);
+                        return stage_session::run(session, seconds, held, reader, writer).await;
+                    }
+                };
+                if let Some(stage) = stage {
+                    session.window = self.stages.take(stage, &session.certificate_names).await;
+                }
                 destination_session::run(session, reader, writer).await
             }
             Err(reason) => {
@@ -221,7 +243,8 @@ impl Service {
         let host = self.host.clone();
         let offer = Offer::from_hello(hello);
         let offered = offer.window_budget_bytes;
-        let admission = tokio::task::spawn_blocking(move || host.admit(&offer, &name))
+        let purpose = hello.purpose.into();
+        let admission = tokio::task::spawn_blocking(move || host.admit(&offer, purpose, &name))
             .await
             .map_err(|_| "the destination daemon failed while checking the offer".to_owned())??;
         Ok(Admission {

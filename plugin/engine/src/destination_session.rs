@@ -12,13 +12,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use vmgang_dedup::DigestKey;
+use vmgang_dedup::{DigestKey, PageWindow, slots_in};
 use vmgang_wire::{
     CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, FRAME_CREDIT_BYTES_MIN, Frame, FrameHeader,
     Hello, Kind, MoreConnections, RETURN_CREDIT_BYTES, RefuseCode, Welcome,
 };
 
+use crate::PageKey;
+use crate::answers::{Answering, Answers, Recall};
 use crate::buffers::Buffers;
+use crate::compression::Budget;
 use crate::connection::{FrameQueue, FrameReader, ReadError, frame_queue, write_frames};
 use crate::decode::Piece;
 use crate::decode_pipeline::DecodePipeline;
@@ -38,8 +41,11 @@ const OUTCOME_REQUESTS_MAX: u8 = 4;
 
 /// An admitted job.
 pub(crate) struct Job {
+    pub page_key: PageKey,
     pub hello: Hello,
     pub admission: Admission,
+    /// What was staged for it.
+    pub window: Option<PageWindow>,
     pub host: Arc<dyn DestinationHost>,
     pub runtime_dir: PathBuf,
     pub workers: Workers,
@@ -48,7 +54,24 @@ pub(crate) struct Job {
     pub certificate_names: Vec<String>,
 }
 
-struct SessionEnded {
+impl Job {
+    /// Where offered contents are looked for, if digests mean the same on both sides.
+    pub(crate) fn recall(&self) -> Option<Arc<dyn Recall>> {
+        let same_key = self.hello.page_key_id == self.page_key.id();
+        self.admission.recall.clone().filter(|_| same_key)
+    }
+
+    /// What is told when its session ends.
+    pub(crate) fn ended(&self) -> SessionEnded {
+        SessionEnded {
+            host: self.host.clone(),
+            job: self.hello.job,
+        }
+    }
+}
+
+/// Tells the host when it is dropped.
+pub(crate) struct SessionEnded {
     host: Arc<dyn DestinationHost>,
     job: uuid::Uuid,
 }
@@ -61,20 +84,18 @@ impl Drop for SessionEnded {
 
 /// Serves the job until the source says goodbye (`Ok`) or something ends it.
 pub(crate) async fn run(
-    job: Job,
+    mut job: Job,
     mut reader: FrameReader<impl AsyncRead + Unpin>,
     writer: impl AsyncWrite + Unpin + Send + 'static,
 ) -> Result<(), String> {
-    let _ended = SessionEnded {
-        host: job.host.clone(),
-        job: job.hello.job,
-    };
+    let _ended = job.ended();
+    let staged = job.window.take();
     let (queue, queued) = frame_queue();
     let mut writing = JoinSet::new();
     writing.spawn(write_frames(writer, queued, None));
     let (failures, mut failed) = mpsc::unbounded_channel();
     // The further connections are kept to the end: it must not come before the reason for it.
-    let (result, _further) = match Session::start(&job, queue.clone(), &failures) {
+    let (result, _further) = match Session::start(&job, staged, queue.clone(), &failures) {
         Ok((mut session, welcome)) => {
             queue.send(&Frame::Welcome(welcome));
             tracing::info!(
@@ -120,7 +141,7 @@ pub(crate) async fn run(
     result
 }
 
-fn refuse(queue: &FrameQueue, result: &Result<(), String>) {
+pub(crate) fn refuse(queue: &FrameQueue, result: &Result<(), String>) {
     if let Err(text) = result {
         queue.send(&Frame::Refuse {
             code: RefuseCode::Protocol,
@@ -144,7 +165,8 @@ struct Session<'a> {
     job: &'a Job,
     digest: FrameDigest,
     queue: FrameQueue,
-    pipeline: DecodePipeline,
+    pipeline: Arc<DecodePipeline>,
+    answers: Answers,
     further: FurtherConnections,
     buffers: Buffers,
     sockets: JobDir,
@@ -156,10 +178,41 @@ struct Session<'a> {
     tasks: JoinSet<()>,
 }
 
+/// Slots of a session's page window.
+pub(crate) fn window_slots(budget_bytes: u64) -> u32 {
+    slots_in(Budget::of(budget_bytes).page_window_bytes)
+}
+
+pub(crate) fn start_pipeline(
+    job: &Job,
+    staged: Option<PageWindow>,
+    buffers: &Buffers,
+    failures: &mpsc::UnboundedSender<String>,
+) -> Result<Arc<DecodePipeline>, String> {
+    let pipeline = DecodePipeline::new(
+        &DigestKey(job.hello.integrity_key),
+        job.admission.window_budget_bytes,
+        staged,
+        job.workers.clone(),
+        buffers.clone(),
+        failures.clone(),
+    );
+    let failed = |error| format!("the destination cannot set up decompression: {error}");
+    Ok(Arc::new(pipeline.map_err(failed)?))
+}
+
+/// Answers OFFERs; what goes wrong ends the session.
+pub(crate) async fn fails(answering: Answering, failures: mpsc::UnboundedSender<String>) {
+    if let Err(error) = answering.run().await {
+        let _ = failures.send(error);
+    }
+}
+
 impl<'a> Session<'a> {
     /// Also returns what the source is granted.
     fn start(
         job: &'a Job,
+        staged: Option<PageWindow>,
         queue: FrameQueue,
         failures: &mpsc::UnboundedSender<String>,
     ) -> Result<(Self, Welcome), String> {
@@ -178,15 +231,24 @@ impl<'a> Session<'a> {
         })?;
         let buffers = Buffers::default();
         let budget = job.admission.window_budget_bytes;
-        let workers = job.workers.clone();
-        let pipeline =
-            DecodePipeline::new(&key, budget, workers, buffers.clone(), failures.clone())
-                .map_err(|error| format!("the destination cannot set up decompression: {error}"))?;
+        let staged = staged.filter(|window| window.slots() == window_slots(budget));
+        let has_stage = staged.is_some();
+        let pipeline = start_pipeline(job, staged, &buffers, failures)?;
+        let recall = job.recall();
+        let contents = recall.as_ref().map_or(0, |recall| recall.contents());
+        let (answers, answering) = Answers::new(
+            recall,
+            job.page_key.digest_key().clone(),
+            pipeline.clone(),
+            queue.clone(),
+            Box::new(|_| {}),
+        );
         let mut session = Self {
             job,
             digest: FrameDigest::new(&key),
             queue,
             pipeline,
+            answers,
             further: FurtherConnections::default(),
             buffers,
             sockets,
@@ -196,9 +258,14 @@ impl<'a> Session<'a> {
             last_channel: 0,
             tasks: JoinSet::new(),
         };
+        let failures = failures.clone();
+        session.tasks.spawn(fails(answering, failures.clone()));
+        let failures = &failures;
         let welcome = Welcome {
             window_budget_bytes: budget,
             channel_credit_bytes: CHANNEL_CREDIT_BYTES,
+            contents,
+            stage: has_stage,
             more_connections: session.grant_connections(failures),
         };
         Ok((session, welcome))
@@ -347,9 +414,12 @@ impl<'a> Session<'a> {
                     });
                 });
             }
+            Frame::Offer(offer) => self.answers.offer(offer)?,
             Frame::Alive => {}
             Frame::Refuse { text, .. } => return Err(text),
-            Frame::Hello(_)
+            Frame::Stage(_)
+            | Frame::Have(_)
+            | Frame::Hello(_)
             | Frame::Welcome(_)
             | Frame::Data { .. }
             | Frame::Return { .. }

@@ -13,12 +13,13 @@ use crate::Techniques;
 use crate::buffers::Buffers;
 use crate::chunk::{Chunk, Piece};
 use crate::compression::{FrameCompressor, Patience, Rung, ZSTD_BYTES_MIN};
-use crate::counters::{GROUP_CROSS_VM, GROUP_INTRA_VM};
+use crate::counters::{GROUP_CROSS_VM, GROUP_DESTINATION, GROUP_INTRA_VM, GROUP_STAGED};
 use crate::frame_digest::FrameDigest;
 use crate::identify::Identifier;
 use crate::ladder::Worth;
 use crate::order::{Bases, Judgement, SessionOrder};
 use crate::pool::Pool;
+use crate::scanned::Scanned;
 use crate::seal::Unsealed;
 
 /// A frame that has its place in the session but is not built yet.
@@ -44,7 +45,9 @@ pub(crate) enum Plan {
 /// What the encoders of a session share.
 #[derive(Clone)]
 pub(crate) struct Common {
+    /// Of page digests.
     pub key: DigestKey,
+    pub scanned: Scanned,
     pub digest: FrameDigest,
     pub techniques: Techniques,
     pub buffers: Buffers,
@@ -64,10 +67,11 @@ pub(crate) struct ChannelEncoder {
 
 impl ChannelEncoder {
     pub(crate) fn new(channel: u32, member: Member, common: Common) -> Self {
+        let scanned = common.scanned.of(member);
         Self {
             channel,
             member,
-            identifier: Identifier::new(common.key.clone(), common.techniques),
+            identifier: Identifier::new(common.key.clone(), common.techniques, scanned),
             common,
             patience: Mutex::default(),
         }
@@ -218,10 +222,11 @@ impl ChannelEncoder {
                         Some((_, Judgement::Reference { slot, first_sender })) => {
                             Content::Reference {
                                 slot: slot.0,
-                                group: if *first_sender == self.member {
-                                    GROUP_INTRA_VM
-                                } else {
-                                    GROUP_CROSS_VM
+                                group: match *first_sender {
+                                    Member::STAGED => GROUP_STAGED,
+                                    Member::DESTINATION => GROUP_DESTINATION,
+                                    sender if sender == self.member => GROUP_INTRA_VM,
+                                    _ => GROUP_CROSS_VM,
                                 },
                             }
                         }

@@ -1,5 +1,5 @@
 //! What the pages of a chunk are known by: the repeated byte of uniform ones, the digest of
-//! the others, and what finds pages like them.
+//! the others, from the last scan if they are what they were then, and what finds pages like them.
 //!
 //! Owns: which techniques pay for one stream. Must not: look at anything but the chunk: chunks
 //! of a stream are identified side by side.
@@ -10,10 +10,13 @@ use vmgang_dedup::{
     BlockHasher, DigestKey, HashSimilarityDetector, PAGE_BYTES, Page, PageDigest, uniform_byte,
 };
 
+use vmgang_wire::payload::Place;
+
 use crate::Techniques;
 use crate::chunk::{Chunk, Piece};
 use crate::order::Identity;
-use crate::trial::{HashTrial, NearTrial, Trial};
+use crate::scanned::{ScannedPages, Told};
+use crate::trial::{HashTrial, NearTrial, ScanTrial, Trial};
 
 /// Pages that are hashed side by side.
 const BATCH_PAGES: usize = 16;
@@ -21,13 +24,16 @@ const BATCH_PAGES: usize = 16;
 /// Pages waiting to be.
 struct Batch<'a> {
     pages: [&'a Page; BATCH_PAGES],
+    /// Their places among the identities.
+    places: [usize; BATCH_PAGES],
     len: usize,
 }
 
 impl<'a> Batch<'a> {
-    fn push(&mut self, page: &'a Page) {
-        if let Some(place) = self.pages.get_mut(self.len) {
-            *place = page;
+    fn push(&mut self, page: &'a Page, place: usize) {
+        if self.len < BATCH_PAGES {
+            self.pages[self.len] = page;
+            self.places[self.len] = place;
             self.len += 1;
         }
     }
@@ -41,6 +47,7 @@ impl Default for Batch<'_> {
     fn default() -> Self {
         Self {
             pages: [&[0; PAGE_BYTES]; BATCH_PAGES],
+            places: [0; BATCH_PAGES],
             len: 0,
         }
     }
@@ -62,6 +69,7 @@ pub(crate) struct Trials {
     /// Deltas, and blocks.
     pub near: NearTrial,
     pub sub_page: Trial,
+    pub scan: ScanTrial,
 }
 
 /// Identifies the pages of one stream.
@@ -70,12 +78,18 @@ pub(crate) struct Identifier {
     key: DigestKey,
     detector: Option<HashSimilarityDetector>,
     hasher: Option<BlockHasher>,
+    scanned: Option<ScannedPages>,
     trials: Mutex<Trials>,
 }
 
 impl Identifier {
-    pub(crate) fn new(key: DigestKey, techniques: Techniques) -> Self {
+    pub(crate) fn new(
+        key: DigestKey,
+        techniques: Techniques,
+        scanned: Option<ScannedPages>,
+    ) -> Self {
         Self {
+            scanned,
             detector: techniques
                 .similar
                 .map(|parameters| HashSimilarityDetector::new(&key, parameters)),
@@ -104,8 +118,11 @@ impl Identifier {
         // written to later.
         let mut near = Near::None;
         let mut hasher = None;
+        // What is written to once is written to again.
+        let mut scanned = self.scanned.as_ref().filter(|_| hashes && chunk.first_pass);
         if hashes {
             let mut trials = self.trials();
+            scanned = scanned.filter(|_| trials.scan.on());
             samples_only = scarce && trials.page.samples_only();
             let similar = match &self.detector {
                 None => Near::None,
@@ -132,25 +149,30 @@ impl Identifier {
             ..
         } = chunk;
         let mut batch = Batch::default();
-        let mut identify_batch = |batch: &mut Batch<'_>| {
+        let mut hash_batch = |batch: &mut Batch<'_>, identities: &mut Vec<Identity>| {
             digests.clear();
             PageDigest::of_many(&self.key, batch.pages(), digests);
-            let pages = batch.pages().iter().zip(&*digests);
-            identities.extend(pages.map(|(page, digest)| {
-                let signatures = detector.map(|detector| detector.signatures(page));
-                Identity {
-                    digest: *digest,
-                    signatures,
-                    blocks: hasher.map(|hasher| hasher.hashes(page)),
-                    near: match near {
-                        Near::All => true,
-                        Near::Samples => signatures.is_some_and(|found| found.is_sample()),
-                        Near::None => false,
-                    },
-                }
-            }));
+            for (place, digest) in batch.places.iter().zip(&*digests) {
+                identities[*place].digest = *digest;
+            }
             batch.len = 0;
         };
+        let identity = |page: &Page| {
+            let signatures = detector.map(|detector| detector.signatures(page));
+            Identity {
+                digest: PageDigest([0; 16]),
+                was: None,
+                signatures,
+                blocks: hasher.map(|hasher| hasher.hashes(page)),
+                near: match near {
+                    Near::All => true,
+                    Near::Samples => signatures.is_some_and(|found| found.is_sample()),
+                    Near::None => false,
+                },
+            }
+        };
+        // Pages that a scan was asked about, and those that it told.
+        let mut told = (0, 0);
         for piece in pieces {
             let Piece::Page {
                 start,
@@ -171,13 +193,32 @@ impl Identifier {
                 continue;
             }
             *known = hashes && (!samples_only || HashTrial::samples(page));
-            if *known {
-                batch.push(page);
+            if !*known {
+                continue;
             }
+            let mut identity = identity(page);
+            if let (Some(scanned), Place::Record { address }) = (scanned, *place) {
+                told.0 += 1;
+                match scanned.tell(address / PAGE_BYTES as u64, page) {
+                    Told::Same(digest) => {
+                        told.1 += 1;
+                        identity.digest = digest;
+                        identities.push(identity);
+                        continue;
+                    }
+                    Told::Was(digest) => identity.was = Some(digest),
+                    Told::Nothing => {}
+                }
+            }
+            batch.push(page, identities.len());
+            identities.push(identity);
             if batch.len == BATCH_PAGES {
-                identify_batch(&mut batch);
+                hash_batch(&mut batch, identities);
             }
         }
-        identify_batch(&mut batch);
+        hash_batch(&mut batch, identities);
+        if told.0 > 0 {
+            self.trials().scan.count(told.0, told.1);
+        }
     }
 }

@@ -23,8 +23,9 @@ use crate::connection::{
     frame_queue, write_frames,
 };
 use crate::counters::Live;
+use crate::greeting::{Connection, open};
 use crate::peer::UNSENT_BYTES_MAX;
-use crate::source::{Connection, SourceError, SourceOptions, open};
+use crate::source::{SourceError, SourceOptions};
 
 /// What waits for a connection is bounded by the backlog; a lane that has more than this is left
 /// alone as long as it has.
@@ -196,7 +197,8 @@ async fn join_session(
     join: Join,
 ) -> Result<Further, SourceError> {
     let peer = || options.peer.clone();
-    let (reader, mut writer) = tokio::io::split(open(options, live).await?);
+    let (reader, mut writer) =
+        tokio::io::split(open(&options.peer, &options.transport, live).await?);
     let mut bytes = Vec::new();
     Frame::Join(join).encode(&mut bytes);
     let unreachable = |error| SourceError::Unreachable {

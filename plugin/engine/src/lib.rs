@@ -8,6 +8,7 @@
 //! Path of a byte: QEMU -> `stream::Token` -> `dedup::Verdict` -> `wire::Frame` -> peer ->
 //! `dedup::PageWindow` -> verified stream bytes -> QEMU.
 
+mod answers;
 mod buffers;
 mod channel_source;
 mod chunk;
@@ -24,29 +25,41 @@ mod frame_digest;
 #[cfg(any(fuzzing, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
+mod greeting;
 mod identify;
 mod join;
 mod ladder;
 mod lanes;
 mod offer;
+mod offering;
 mod order;
+mod page_key;
 mod peer;
 mod pool;
 mod runtime_dir;
+mod scanned;
 mod seal;
 pub mod source;
+mod stage_session;
+pub mod stage_source;
+mod stages;
 mod technique;
 pub mod tls;
 mod trial;
 mod workers;
 
+pub use answers::Recall;
 pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};
-pub use offer::{MemberOffer, MemberOutcome, Offer, SocketOwner};
+pub use offer::{MemberOffer, MemberOutcome, Offer, Purpose, SocketOwner};
+pub use order::Remains;
+pub use page_key::PageKey;
 pub use peer::{DEFAULT_PORT, PeerAddress, PeerName};
 pub use runtime_dir::sweep_runtime_dir;
-pub use source::{SourceError, SourceEvent, SourceOptions, SourceSession};
+pub use scanned::Scanned;
+pub use source::{SessionEnd, SourceError, SourceEvent, SourceOptions, SourceSession};
+pub use stage_source::{StageOptions, StagePages, StageSession, StagedContents};
 pub use technique::{Techniques, Zstd};
 pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport};
 pub use vmgang_wire::MEMBERS_MAX;

@@ -18,6 +18,26 @@ pub struct Offer {
     pub members: Vec<MemberOffer>,
 }
 
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The members migrate; contents may have been staged in the session of that job.
+    Migrate { stage: Option<Uuid> },
+    /// Contents are staged, to be kept for so many seconds at most.
+    Stage { seconds: u32 },
+}
+
+impl From<wire::Purpose> for Purpose {
+    fn from(purpose: wire::Purpose) -> Self {
+        match purpose {
+            wire::Purpose::Migrate { stage } => Purpose::Migrate {
+                stage: stage.map(|stage| stage.id),
+            },
+            wire::Purpose::Stage { seconds } => Purpose::Stage { seconds },
+        }
+    }
+}
+
 /// A member of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberOffer {
@@ -46,11 +66,18 @@ pub struct SocketOwner {
 }
 
 impl Offer {
-    pub(crate) fn to_hello(&self, integrity_key: [u8; 32]) -> wire::Hello {
+    pub(crate) fn to_hello(
+        &self,
+        integrity_key: [u8; 32],
+        purpose: wire::Purpose,
+        page_key_id: u64,
+    ) -> wire::Hello {
         wire::Hello {
             job: self.job,
             integrity_key,
             features: 0,
+            purpose,
+            page_key_id,
             window_budget_bytes: self.window_budget_bytes,
             source_host: self.source_host.clone(),
             gang: self.gang.clone(),

@@ -8,9 +8,12 @@
 //! Memory: a session that looks for bases keeps the window's contents here as well, and up to
 //! 16 B a slot for history, 16 B for each signature of a page, and 32 to 128 B for its blocks.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use vmgang_dedup::{
-    BlockHashes, BlockMatches, DedupMap, Member, PAGE_BYTES, Page, PageDigest, PageHistory,
-    PageWindow, Signatures, SimilarityTable, Slot, SubPageTable, Verdict,
+    BlockHashes, BlockMatches, Census, DedupMap, Member, PAGE_BYTES, Page, PageDigest, PageHistory,
+    PageState, PageWindow, Signatures, SimilarityTable, Slot, Snapshot, SubPageTable, Verdict,
 };
 
 use crate::Techniques;
@@ -19,6 +22,8 @@ use crate::Techniques;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Identity {
     pub digest: PageDigest,
+    /// What a scan found in its place, if that has changed.
+    pub was: Option<PageDigest>,
     pub signatures: Option<Signatures>,
     pub blocks: Option<BlockHashes>,
     /// Bases are looked for, and it is kept to be one.
@@ -74,6 +79,13 @@ impl Bases {
     }
 }
 
+/// Contents that a session leaves behind on its source, each once.
+#[derive(Default)]
+pub struct Remains {
+    contents: HashMap<PageDigest, Slot>,
+    window: Option<PageWindow>,
+}
+
 /// What it takes to find pages that are nearly known.
 #[derive(Default)]
 struct Near {
@@ -124,6 +136,85 @@ impl SessionOrder {
         sequence
     }
 
+    /// Counts what is to be sent of each content, from what the members' pages were when they
+    /// were scanned.
+    pub(crate) fn expect(&mut self, census: &Census) {
+        for content in census.contents() {
+            self.map.expect(content.digest, content.pages);
+        }
+    }
+
+    /// The members have sent their pages once: what they send now nobody has counted.
+    pub(crate) fn clear_expectations(&mut self) {
+        self.map.clear_expectations();
+    }
+
+    /// Whether the peer has a content.
+    pub(crate) fn has(&self, digest: &PageDigest) -> bool {
+        self.map.has(digest)
+    }
+
+    /// See [`DedupMap::offer`].
+    pub(crate) fn offer(&mut self, digest: PageDigest) -> Option<Slot> {
+        self.map.offer(digest)
+    }
+
+    /// See [`DedupMap::answered`].
+    pub(crate) fn answered(&mut self, slot: Slot, has: bool) -> bool {
+        self.map.answered(slot, has)
+    }
+
+    /// The slot for a page that is staged, if there is any use in that: the peer does not have it,
+    /// and the window has room.
+    pub(crate) fn stage(&mut self, identity: &Identity, page: &Page) -> Option<Slot> {
+        if self.map.has(&identity.digest) {
+            return None;
+        }
+        match self.map.admit(identity.digest, Member::STAGED) {
+            Verdict::Define { slot } => {
+                self.near.define(&self.map, slot, identity, page);
+                Some(slot)
+            }
+            Verdict::Send | Verdict::Reference { .. } => None,
+        }
+    }
+
+    /// What was staged becomes the beginning of a session: `snapshots`, by member, say what each
+    /// page was, so that its next content can be a delta to that.
+    pub(crate) fn begin(&mut self, snapshots: &[Option<Arc<Snapshot>>]) {
+        self.next_sequence = 0;
+        self.earned.clear();
+        let Self { map, near, .. } = self;
+        if near.history.is_none() {
+            return;
+        }
+        for (member, snapshot) in snapshots.iter().enumerate() {
+            let blocks = snapshot.iter().flat_map(|snapshot| snapshot.blocks());
+            // The stream does not tell blocks apart; the largest is what counts.
+            let Some(block) = blocks.max_by_key(|block| block.pages()) else {
+                continue;
+            };
+            for page in 0..block.pages() {
+                if let PageState::Content(digest) = block.state(page)
+                    && let Some(slot) = map.slot(&digest)
+                {
+                    near.record(map, Member(member as u16), Some(page as u64), slot);
+                }
+            }
+        }
+    }
+
+    /// What the peer had at the end, and this side has as well.
+    pub(crate) fn into_remains(self) -> Option<Remains> {
+        let window = self.near.window?;
+        let contents = self.map.contents();
+        let here = contents.filter(|(_, slot)| window.get(*slot).is_ok());
+        Some(Remains {
+            contents: here.collect(),
+            window: Some(window),
+        })
+    }
+
     /// How many references were made by or to this member's pages since the last call.
     pub(crate) fn take_earned(&mut self, member: Member) -> u32 {
         let index = usize::from(member.0);
@@ -146,6 +237,9 @@ impl SessionOrder {
         let Self {
             map, near, earned, ..
         } = self;
+        if let Some(was) = identity.was {
+            map.retract(was);
+        }
         if let Some(Verdict::Reference { slot, first_sender }) = map.refer(&identity.digest) {
             for of in [Some(member), Some(first_sender).filter(|of| *of != member)] {
                 if let Some(earned) = of.and_then(|of| earned.get_mut(usize::from(of.0))) {
@@ -180,6 +274,37 @@ impl SessionOrder {
             // `admit` comes after `refer` found nothing.
             Verdict::Send | Verdict::Reference { .. } => Judgement::Send,
         }
+    }
+}
+
+impl Remains {
+    /// Contents there are.
+    pub fn len(&self) -> usize {
+        self.contents.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.contents.is_empty()
+    }
+
+    /// Bytes of memory they take.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.contents.len() * (PAGE_BYTES + 2 * size_of::<(PageDigest, Slot)>())) as u64
+    }
+
+    /// The page with this digest.
+    pub fn get(&self, digest: &PageDigest) -> Option<&Page> {
+        let slot = self.contents.get(digest)?;
+        self.window.as_ref()?.get(*slot).ok()
+    }
+}
+
+impl std::fmt::Debug for Remains {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remains")
+            .field("contents", &self.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,16 +14,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixListener};
+use tokio::io::AsyncRead;
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
-use vmgang_dedup::{DigestKey, slots_in};
+use vmgang_dedup::{DigestKey, PageDigest, slots_in};
 use vmgang_wire::{
     CHANNELS_MAX, Direction, FEATURE_CONNECTIONS, Frame, MEMBERS_MAX, RETURN_CREDIT_BYTES,
-    RefuseCode, STREAM_BYTES_MAX, Welcome, WireError,
 };
 
 use crate::buffers::Buffers;
@@ -31,31 +29,29 @@ use crate::channel_source::{Channel, ChannelPort, ReturnEvent};
 use crate::chunk::Chunks;
 use crate::compression::{Budget, Rung};
 use crate::connection::{
-    BandwidthCap, FrameQueue, FrameReader, HeavySide, ReadError, frame_queue, write_frames,
+    BandwidthCap, FrameQueue, FrameReader, HeavySide, frame_queue, write_frames,
 };
 use crate::counters::Live;
 use crate::encode::Common;
 use crate::frame_digest::FrameDigest;
 use crate::gate::{CHUNK_BYTES, Gate};
+use crate::greeting::{Greeted, WELCOME_TIMEOUT, greet, not_offered};
 use crate::ladder::{Ladder, LinkWatch};
 use crate::lanes::{Lanes, REASON, open_further, watch_further, why};
+use crate::offering::Offering;
 use crate::order::SessionOrder;
-use crate::peer::{self, Counted};
 use crate::pool::Pool;
 use crate::runtime_dir::{JobDir, Side};
 use crate::seal::Sealer;
 use crate::{
-    MemberOutcome, Offer, PeerAddress, SessionCounters, SocketOwner, Techniques, Transport,
-    Workers, Zstd,
+    MemberOutcome, Offer, PeerAddress, Remains, Scanned, SessionCounters, SocketOwner,
+    StagedContents, Techniques, Transport, Workers, Zstd,
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The destination asks its libvirt before it answers.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
 /// the last pass of a stopped guest queue behind everybody else's.
-const BACKLOG_BYTES: usize = 2 * 1024 * 1024;
+pub(crate) const BACKLOG_BYTES: usize = 2 * 1024 * 1024;
 /// More than that where many workers build at the same time, but never more than this.
 const BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -77,6 +73,10 @@ pub struct SourceOptions {
     pub connections: NonZeroUsize,
     /// Withhold every member's SWITCHOVER_ACK until released.
     pub hold: bool,
+    /// What the members' pages were when they were scanned.
+    pub scanned: Scanned,
+    /// What was staged for them at this peer.
+    pub stage: Option<StagedContents>,
 }
 
 /// Why a session could not be opened, or ended.
@@ -144,7 +144,10 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: FrameQueue,
     pub(crate) backlog: Arc<Semaphore>,
-    order: Mutex<SessionOrder>,
+    offering: Offering,
+    members: usize,
+    /// Members that have sent every page once.
+    first_passes: AtomicUsize,
     channels: Mutex<HashMap<u32, ChannelPort>>,
     open_channels: AtomicUsize,
     next_channel: AtomicU32,
@@ -160,7 +163,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(crate) fn order(&self) -> MutexGuard<'_, SessionOrder> {
-        lock(&self.order)
+        self.offering.order()
+    }
+
+    /// A member has sent every page once.
+    pub(crate) fn first_pass_done(&self, member: usize) {
+        self.live.first_pass_done(member);
+        if self.first_passes.fetch_add(1, Relaxed) + 1 == self.members {
+            self.order().clear_expectations();
+        }
+        self.report(SourceEvent::FirstPassDone { member });
     }
 
     pub(crate) fn report(&self, event: SourceEvent) {
@@ -210,6 +222,16 @@ pub struct SourceSession {
     sockets: Arc<JobDir>,
     task: JoinHandle<()>,
     abort: AbortOnDrop,
+    contents_there: u64,
+    has_stage: bool,
+}
+
+/// How a session was left.
+#[derive(Debug, Default)]
+pub struct SessionEnd {
+    pub counters: SessionCounters,
+    /// Contents that this host has of it, if its techniques needed them.
+    pub remains: Option<Remains>,
 }
 
 struct AbortOnDrop(AbortHandle);
@@ -226,53 +248,41 @@ impl std::fmt::Debug for SourceSession {
     }
 }
 
-pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
-
 impl SourceSession {
     /// Connects to the peer, agrees on the job, and listens for the members' QEMUs.
     pub async fn connect(
-        options: SourceOptions,
+        mut options: SourceOptions,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), SourceError> {
         let members = options.offer.members.len();
         if members != options.socket_owners.len() || !(1..=MEMBERS_MAX).contains(&members) {
             return Err(SourceError::Members { members });
         }
         let live = Arc::new(Live::new(members));
-        let connection = open(&options, &live).await?;
         let key = session_key();
-        let (reader, mut writer) = tokio::io::split(connection);
-        let mut reader = FrameReader::new(reader);
+        let page_key = options.transport.page_key();
         let several = options.connections.get() > 1;
-        let mut offer = options.offer.to_hello(key.0);
+        let stage = options.stage.take();
+        let purpose = vmgang_wire::Purpose::Migrate {
+            stage: stage.as_ref().map(StagedContents::to_wire),
+        };
+        if let Some(stage) = &stage {
+            // The window is there already: it can be neither larger nor smaller.
+            options.offer.window_budget_bytes = stage.window_budget_bytes;
+        }
+        let mut offer = options.offer.to_hello(key.0, purpose, page_key.id());
         if several {
             offer.features |= FEATURE_CONNECTIONS;
         }
-        let mut hello = Vec::new();
-        Frame::Hello(offer).encode(&mut hello);
-        let unreachable = |error| SourceError::Unreachable {
-            peer: options.peer.clone(),
-            error,
-        };
-        let welcome = timeout(WELCOME_TIMEOUT, async {
-            writer.write_all(&hello).await.map_err(unreachable)?;
-            writer.flush().await.map_err(unreachable)?;
-            welcome(&mut reader, &options.peer).await
-        });
-        let welcome = welcome.await.map_err(|_| {
-            unreachable(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "no answer to the handshake",
-            ))
-        })??;
-        if welcome.window_budget_bytes > options.offer.window_budget_bytes
-            || (welcome.channel_credit_bytes as usize) < STREAM_BYTES_MAX
-            || (welcome.more_connections.is_some() && !several)
+        let Greeted {
+            mut reader,
+            writer,
+            welcome,
+        } = greet(&options.peer, &options.transport, offer, &live).await?;
+        let takes_stage = stage.as_ref().map(|stage| stage.window_budget_bytes);
+        if (welcome.more_connections.is_some() && !several)
+            || (welcome.stage && takes_stage != Some(welcome.window_budget_bytes))
         {
-            return Err(SourceError::Protocol {
-                peer: options.peer,
-                reason: "it grants what was not offered".to_owned(),
-            });
+            return Err(not_offered(&options.peer));
         }
         let further = match &welcome.more_connections {
             Some(more) => open_further(&options, &live, more).await,
@@ -334,10 +344,24 @@ impl SourceSession {
             ends.spawn(async move { why(lanes.spread(queued, heavy).await) });
         }
         let (events, events_receiver) = mpsc::unbounded_channel();
+        let scanned = options.scanned.with_key(&page_key);
+        let staged = stage.filter(|_| welcome.stage).map(|stage| {
+            let mut order = stage.into_order();
+            order.begin(scanned.snapshots());
+            order
+        });
+        let has_stage = staged.is_some();
+        let mut order = staged.unwrap_or_else(|| {
+            SessionOrder::new(slots_in(budget.page_window_bytes), &options.techniques)
+        });
+        if let Some(census) = scanned.census() {
+            order.expect(census);
+        }
         let shared = Arc::new(Shared {
             common: Common {
                 digest: FrameDigest::new(&key),
-                key,
+                key: page_key.digest_key().clone(),
+                scanned,
                 techniques: options.techniques,
                 buffers,
                 compressors: Pool::default(),
@@ -347,13 +371,12 @@ impl SourceSession {
             live,
             ladder,
             gate: Arc::new(Gate::new(members, options.hold)),
+            offering: Offering::new(order, queue.clone()),
             queue,
+            first_passes: AtomicUsize::new(0),
+            members,
             backlog: Arc::new(Semaphore::new(
                 ((workers + 2) * CHUNK_BYTES).clamp(BACKLOG_BYTES, BACKLOG_BYTES_MAX),
-            )),
-            order: Mutex::new(SessionOrder::new(
-                slots_in(budget.page_window_bytes),
-                &options.techniques,
             )),
             channels: Mutex::new(HashMap::new()),
             open_channels: AtomicUsize::new(0),
@@ -386,6 +409,7 @@ impl SourceSession {
             // Closes every channel and listener: QEMU goes on at the source.
             accepting.shutdown().await;
             session.backlog.close();
+            session.offering.close();
             lock(&session.channels).clear();
             lock(&session.outcomes).clear();
             if !session.closing.load(Relaxed) {
@@ -399,6 +423,8 @@ impl SourceSession {
                 sockets,
                 abort: AbortOnDrop(task.abort_handle()),
                 task,
+                contents_there: welcome.contents,
+                has_stage,
             },
             events_receiver,
         ))
@@ -429,6 +455,26 @@ impl SourceSession {
         self.shared.live.snapshot()
     }
 
+    /// Whether it began with what was staged.
+    pub fn has_stage(&self) -> bool {
+        self.has_stage
+    }
+
+    /// Whether the destination may have contents without being sent them.
+    pub fn may_find_contents(&self) -> bool {
+        self.contents_there > 0
+    }
+
+    /// Offers contents to the destination, in this order, which takes those it has into its window.
+    /// Returns how many these were, when it has answered.
+    pub fn offer(
+        &self,
+        digests: Vec<PageDigest>,
+    ) -> impl Future<Output = usize> + Send + 'static + use<> {
+        let shared = self.shared.clone();
+        async move { shared.offering.offer_all(&digests).await }
+    }
+
     /// Asks the destination's libvirt how a member's migration ended.
     pub async fn member_outcome(
         &self,
@@ -446,104 +492,30 @@ impl SourceSession {
     }
 
     /// Says goodbye to the peer, and returns the final counters once it has hung up.
-    pub async fn close(mut self) -> SessionCounters {
+    pub async fn close(mut self) -> SessionEnd {
         self.shared.closing.store(true, Relaxed);
         self.shared.queue.send(&Frame::Goodbye);
         let _ = timeout(GOODBYE_TIMEOUT, &mut self.task).await;
         drop(self.abort);
-        self.shared.live.snapshot()
+        let order = std::mem::replace(
+            &mut *self.shared.order(),
+            SessionOrder::new(0, &Techniques::NONE),
+        );
+        SessionEnd {
+            counters: self.shared.live.snapshot(),
+            remains: order.into_remains(),
+        }
     }
 }
 
 /// 32 bytes nobody else can guess.
-fn session_key() -> DigestKey {
+pub(crate) fn session_key() -> DigestKey {
     let mut key = [0; 32];
     for half in key.chunks_exact_mut(16) {
         // Version 4 UUIDs carry 122 bits of the system's randomness each.
         half.copy_from_slice(uuid::Uuid::new_v4().as_bytes());
     }
     DigestKey(key)
-}
-
-pub(crate) async fn open(
-    options: &SourceOptions,
-    live: &Live,
-) -> Result<Box<dyn Connection>, SourceError> {
-    let peer = &options.peer;
-    let unreachable = |error| SourceError::Unreachable {
-        peer: peer.clone(),
-        error,
-    };
-    let connect = TcpStream::connect((peer.host.as_str(), peer.port));
-    let stream = timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .map_err(|_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer")))?
-        .map_err(unreachable)?;
-    peer::configure(&stream).map_err(unreachable)?;
-    let stream = Counted::new(stream, live.wire_bytes.clone());
-    let Transport::Tls(identity) = &options.transport else {
-        return Ok(Box::new(stream));
-    };
-    let tls_error = |error: String| SourceError::Tls {
-        peer: peer.clone(),
-        error,
-    };
-    let name = ServerName::try_from(peer.host.clone())
-        .map_err(|_| tls_error(format!("`{}` is not a host name", peer.host)))?;
-    let connector = tokio_rustls::TlsConnector::from(identity.client.clone());
-    let stream = peer::read_ahead(stream);
-    let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
-        .await
-        .map_err(|_| tls_error("no answer to the TLS handshake".to_owned()))?
-        .map_err(|error| tls_error(error.to_string()))?;
-    Ok(Box::new(stream))
-}
-
-async fn welcome(
-    reader: &mut FrameReader<impl AsyncRead + Unpin>,
-    peer: &PeerAddress,
-) -> Result<Welcome, SourceError> {
-    let protocol = |reason: String| SourceError::Protocol {
-        peer: peer.clone(),
-        reason,
-    };
-    let mismatch = |theirs: String| SourceError::VersionMismatch {
-        peer: peer.clone(),
-        theirs,
-        ours: vmgang_wire::VERSION,
-    };
-    loop {
-        return match reader.next().await {
-            Ok(Frame::Welcome(welcome)) => Ok(welcome),
-            Ok(Frame::Alive) => continue,
-            Ok(Frame::Refuse {
-                code: RefuseCode::Version,
-                text,
-            }) => Err(mismatch(text)),
-            Ok(Frame::Refuse { text, .. }) => Err(SourceError::Refused {
-                peer: peer.clone(),
-                reason: text,
-            }),
-            Ok(_) => Err(protocol(
-                "it answers the handshake with another frame".to_owned(),
-            )),
-            Err(ReadError::Wire(WireError::Version { theirs })) => {
-                Err(mismatch(theirs.to_string()))
-            }
-            // With TLS 1.3 a refused client certificate shows in the first read.
-            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(SourceError::Tls {
-                    peer: peer.clone(),
-                    error: format!("it does not accept this host's certificate ({error})"),
-                })
-            }
-            Err(ReadError::Io(error)) => Err(SourceError::Unreachable {
-                peer: peer.clone(),
-                error,
-            }),
-            Err(error) => Err(protocol(error.to_string())),
-        };
-    }
 }
 
 /// Listens for a member. Its QEMU's user can reach the socket, but not replace it: the
@@ -663,9 +635,12 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
                 let _ = answer.send(outcome.map(MemberOutcome::from));
             }
         }
+        Frame::Have(have) => shared.offering.answered(&have)?,
         Frame::Alive => {}
         Frame::Refuse { text, .. } => return Err(text),
-        Frame::Hello(_)
+        Frame::Stage(_)
+        | Frame::Offer(_)
+        | Frame::Hello(_)
         | Frame::Welcome(_)
         | Frame::Open { .. }
         | Frame::Data { .. }

@@ -12,6 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use crate::PageKey;
+
 /// Where the certificates are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -44,6 +46,7 @@ pub enum TlsError {
 pub struct TlsIdentity {
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    page_key: PageKey,
 }
 
 impl std::fmt::Debug for TlsIdentity {
@@ -60,11 +63,23 @@ pub enum Transport {
     Tls(Arc<TlsIdentity>),
 }
 
+impl Transport {
+    /// The key of page digests between hosts that talk like this.
+    pub fn page_key(&self) -> PageKey {
+        match self {
+            Transport::Plain => PageKey::of_authorities::<&[u8]>(&[]),
+            Transport::Tls(identity) => identity.page_key.clone(),
+        }
+    }
+}
+
 impl TlsIdentity {
     /// Loads and checks the files.
     pub fn load(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates("CA certificate", &files.ca)? {
+        let authorities = certificates("CA certificate", &files.ca)?;
+        let page_key = PageKey::of_authorities(&authorities);
+        for certificate in authorities {
             roots.add(certificate).map_err(config("CA certificate"))?;
         }
         let roots = Arc::new(roots);
@@ -95,6 +110,7 @@ impl TlsIdentity {
         Ok(Arc::new(Self {
             client: Arc::new(client),
             server: Arc::new(server),
+            page_key,
         }))
     }
 }

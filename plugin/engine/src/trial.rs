@@ -155,6 +155,29 @@ impl HashTrial {
     }
 }
 
+/// Whether a stream's pages are what the last scan found: asking costs a tenth of hashing, and
+/// pays if one in eight is.
+#[derive(Debug, Default)]
+pub(crate) struct ScanTrial {
+    asked: u32,
+    told: u32,
+}
+
+/// Pages that are asked about at least.
+const ASKED_MIN: u32 = 2048;
+
+impl ScanTrial {
+    pub(crate) fn on(&self) -> bool {
+        self.asked < ASKED_MIN || self.told >= self.asked / 8
+    }
+
+    /// So many pages were asked about, so many of these were what they had been.
+    pub(crate) fn count(&mut self, asked: u32, told: u32) {
+        self.asked = self.asked.saturating_add(asked);
+        self.told = self.told.saturating_add(told);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -168,7 +168,7 @@ pub enum Frame<'a> {
     Elsewhere {
         connection: u8,
     },
-    /// Pages for the window: a payload of nothing but what is kept.
+    /// Pages for the window that no stream has asked for.
     Stage(Data<'a>),
     Offer(Offer),
     Have(Have),

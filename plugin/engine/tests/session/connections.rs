@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use vmgang_engine::{SourceEvent, SourceSession, Transport};
 use vmgang_wire::{
     FEATURE_CONNECTIONS, Frame, FrameHeader, HEADER_BYTES, Hello, Join, MemberHello,
-    MoreConnections,
+    MoreConnections, Purpose,
 };
 
 use crate::pair::{JOB, Pair, SOON, event, guest_stream, member_uuid, swallow};
@@ -107,7 +107,7 @@ async fn carry(at_source: usize, at_destination: usize) -> usize {
         let arrived = tokio::time::timeout(SOON, member).await.unwrap().unwrap();
         assert!(arrived == source.await.unwrap());
     }
-    let counters = session.close().await;
+    let counters = session.close().await.counters;
     let saved = counters.qemu_stream_bytes as i64 - counters.wire_bytes as i64;
     assert_eq!(counters.saved.total(), saved, "every connection is counted");
     drop(pair);
@@ -184,6 +184,8 @@ async fn granted(pair: &Pair) -> (TcpStream, MoreConnections) {
         job: JOB,
         integrity_key: [4; 32],
         features: FEATURE_CONNECTIONS | 0x8000_0000,
+        purpose: Purpose::Migrate { stage: None },
+        page_key_id: 0,
         window_budget_bytes: 1 << 20,
         source_host: "a".to_owned(),
         gang: "web".to_owned(),

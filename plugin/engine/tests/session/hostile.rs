@@ -8,7 +8,7 @@ use vmgang_engine::{SourceEvent, SourceSession, Transport};
 use vmgang_wire::payload::Encoder;
 use vmgang_wire::{
     Compression, Data, FRAME_CREDIT_BYTES_MIN, Frame, FrameHeader, HEADER_BYTES, Hello,
-    MemberHello, RETURN_CREDIT_BYTES, Welcome,
+    MemberHello, Purpose, RETURN_CREDIT_BYTES, Welcome,
 };
 
 use crate::pair::{JOB, Pair, event};
@@ -16,7 +16,7 @@ use crate::pair::{JOB, Pair, event};
 const KEY: [u8; 32] = [4; 32];
 
 /// Reads one frame and passes it on.
-async fn read<T>(stream: &mut TcpStream, look: impl FnOnce(Frame<'_>) -> T) -> T {
+pub async fn read<T>(stream: &mut TcpStream, look: impl FnOnce(Frame<'_>) -> T) -> T {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await.unwrap();
     let header = FrameHeader::decode(&header).unwrap();
@@ -26,7 +26,7 @@ async fn read<T>(stream: &mut TcpStream, look: impl FnOnce(Frame<'_>) -> T) -> T
 }
 
 /// The other side may hang up in the middle; that is for the test to notice.
-async fn write(stream: &mut TcpStream, frame: &Frame<'_>) -> bool {
+pub async fn write(stream: &mut TcpStream, frame: &Frame<'_>) -> bool {
     let mut bytes = Vec::new();
     frame.encode(&mut bytes);
     stream.write_all(&bytes).await.is_ok()
@@ -59,6 +59,8 @@ async fn a_destination_that_returns_more_than_its_credit_ends_the_session() {
         let welcome = Welcome {
             window_budget_bytes: 1 << 20,
             channel_credit_bytes: 8 << 20,
+            contents: 0,
+            stage: false,
             more_connections: None,
         };
         write(&mut stream, &Frame::Welcome(welcome)).await;

@@ -5,4 +5,5 @@ mod endings;
 mod handshake;
 mod hostile;
 mod pair;
+mod stages;
 mod streams;

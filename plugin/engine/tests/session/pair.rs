@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
-    SocketOwner, SourceEvent, SourceOptions, SourceSession, Techniques, Transport, Workers,
+    Purpose, Recall, Scanned, SocketOwner, SourceEvent, SourceOptions, SourceSession, Techniques,
+    Transport, Workers,
 };
 use vmgang_stream::synthetic::StreamBuilder;
 
@@ -27,10 +28,18 @@ pub struct Host {
     pub connections: NonZeroUsize,
     pub ended: Mutex<Vec<Uuid>>,
     pub peers: Mutex<Vec<PeerName>>,
+    pub recall: Mutex<Option<Arc<dyn Recall>>>,
+    /// Contents staged, and found among them.
+    pub staged: Mutex<(u64, u64)>,
 }
 
 impl DestinationHost for Host {
-    fn admit(&self, offer: &Offer, peer: &PeerName) -> Result<Admission, String> {
+    fn admit(
+        &self,
+        offer: &Offer,
+        _purpose: Purpose,
+        peer: &PeerName,
+    ) -> Result<Admission, String> {
         self.peers.lock().unwrap().push(peer.clone());
         match &self.refuse {
             Some(reason) => Err(reason.clone()),
@@ -38,8 +47,14 @@ impl DestinationHost for Host {
                 window_budget_bytes: self.budget.min(offer.window_budget_bytes),
                 socket_owner: self.owner,
                 connections: self.connections,
+                recall: self.recall.lock().unwrap().clone(),
             }),
         }
+    }
+
+    fn staged(&self, _job: Uuid, contents: u64, found: u64) {
+        let mut staged = self.staged.lock().unwrap();
+        *staged = (staged.0 + contents, staged.1 + found);
     }
 
     fn outcome(&self, member: Uuid) -> Option<MemberOutcome> {
@@ -97,6 +112,8 @@ impl Pair {
             connections,
             ended: Mutex::default(),
             peers: Mutex::default(),
+            recall: Mutex::default(),
+            staged: Mutex::default(),
         });
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
             .await
@@ -145,6 +162,8 @@ impl Pair {
             bandwidth_bytes_per_s: None,
             connections: NonZeroUsize::MIN,
             hold: false,
+            scanned: Scanned::default(),
+            stage: None,
         }
     }
 

@@ -46,7 +46,7 @@ async fn a_gang_arrives_byte_exact_and_the_books_balance() {
     let outcome = session.member_outcome(0).await.unwrap().unwrap();
     assert_eq!(outcome.downtime_ms, Some(42));
     assert_eq!(session.member_outcome(1).await.unwrap(), None);
-    let counters = session.close().await;
+    let counters = session.close().await.counters;
     assert_eq!(counters.qemu_stream_bytes, stream_bytes);
     let saved = counters.saved;
     assert_eq!(

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
-    SessionCounters, SocketOwner, SourceEvent, SourceOptions, SourceSession, TlsFiles, TlsIdentity,
+    Purpose, Scanned, SessionCounters, SocketOwner, SourceEvent, SourceOptions, SourceSession, TlsFiles, TlsIdentity,
     Transport, Workers,
 };
 
@@ -219,6 +219,8 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
         bandwidth_bytes_per_s: None,
         connections: config.connections,
         hold: false,
+        scanned: Scanned::default(),
+        stage: None,
     };
     let (session, mut events) = SourceSession::connect(options).await?;
     let before = cpu_seconds();
@@ -236,7 +238,7 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
         }
     }
     let cpu_seconds = cpu_seconds() - before;
-    let counters = session.close().await;
+    let counters = session.close().await.counters;
     Ok(HalfEnd {
         cpu_seconds,
         peak_memory_bytes: peak_memory_bytes()?,
@@ -253,13 +255,21 @@ struct Host {
 }
 
 impl DestinationHost for Host {
-    fn admit(&self, offer: &Offer, _peer: &PeerName) -> Result<Admission, String> {
+    fn admit(
+        &self,
+        offer: &Offer,
+        _purpose: Purpose,
+        _peer: &PeerName,
+    ) -> Result<Admission, String> {
         Ok(Admission {
             window_budget_bytes: self.window_bytes.min(offer.window_budget_bytes),
             socket_owner: this_user(),
             connections: self.connections,
+            recall: None,
         })
     }
+
+    fn staged(&self, _job: Uuid, _contents: u64, _found: u64) {}
 
     fn outcome(&self, _member: Uuid) -> Option<MemberOutcome> {
         None

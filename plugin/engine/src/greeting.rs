@@ -1,0 +1,160 @@
+//! The source's end of the handshake, for migrations and for stages.
+//!
+//! Must not: know what the session is for.
+
+use std::io;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use vmgang_wire::{Frame, Hello, RefuseCode, STREAM_BYTES_MAX, Welcome, WireError};
+
+use crate::connection::{FrameReader, ReadError};
+use crate::counters::Live;
+use crate::peer::{self, Counted};
+use crate::source::SourceError;
+use crate::{PeerAddress, Transport};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The destination asks its libvirt before it answers.
+pub(crate) const WELCOME_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// A session that the destination has accepted.
+pub(crate) struct Greeted {
+    pub reader: FrameReader<ReadHalf<Box<dyn Connection>>>,
+    pub writer: WriteHalf<Box<dyn Connection>>,
+    pub welcome: Welcome,
+}
+
+/// Connects, and sends HELLO.
+pub(crate) async fn greet(
+    peer: &PeerAddress,
+    transport: &Transport,
+    hello: Hello,
+    live: &Live,
+) -> Result<Greeted, SourceError> {
+    let offered_bytes = hello.window_budget_bytes;
+    let connection = open(peer, transport, live).await?;
+    let (reader, mut writer) = tokio::io::split(connection);
+    let mut reader = FrameReader::new(reader);
+    let mut bytes = Vec::new();
+    Frame::Hello(hello).encode(&mut bytes);
+    let unreachable = |error| SourceError::Unreachable {
+        peer: peer.clone(),
+        error,
+    };
+    let welcome = timeout(WELCOME_TIMEOUT, async {
+        writer.write_all(&bytes).await.map_err(unreachable)?;
+        writer.flush().await.map_err(unreachable)?;
+        welcome(&mut reader, peer).await
+    });
+    let welcome = welcome.await.map_err(|_| {
+        unreachable(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "no answer to the handshake",
+        ))
+    })??;
+    if welcome.window_budget_bytes > offered_bytes
+        || (welcome.channel_credit_bytes as usize) < STREAM_BYTES_MAX
+    {
+        return Err(not_offered(peer));
+    }
+    Ok(Greeted {
+        reader,
+        writer,
+        welcome,
+    })
+}
+
+pub(crate) fn not_offered(peer: &PeerAddress) -> SourceError {
+    SourceError::Protocol {
+        peer: peer.clone(),
+        reason: "it grants what was not offered".to_owned(),
+    }
+}
+
+pub(crate) async fn open(
+    peer: &PeerAddress,
+    transport: &Transport,
+    live: &Live,
+) -> Result<Box<dyn Connection>, SourceError> {
+    let unreachable = |error| SourceError::Unreachable {
+        peer: peer.clone(),
+        error,
+    };
+    let connect = TcpStream::connect((peer.host.as_str(), peer.port));
+    let stream = timeout(CONNECT_TIMEOUT, connect)
+        .await
+        .map_err(|_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer")))?
+        .map_err(unreachable)?;
+    peer::configure(&stream).map_err(unreachable)?;
+    let stream = Counted::new(stream, live.wire_bytes.clone());
+    let Transport::Tls(identity) = transport else {
+        return Ok(Box::new(stream));
+    };
+    let tls_error = |error: String| SourceError::Tls {
+        peer: peer.clone(),
+        error,
+    };
+    let name = ServerName::try_from(peer.host.clone())
+        .map_err(|_| tls_error(format!("`{}` is not a host name", peer.host)))?;
+    let connector = tokio_rustls::TlsConnector::from(identity.client.clone());
+    let stream = peer::read_ahead(stream);
+    let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
+        .await
+        .map_err(|_| tls_error("no answer to the TLS handshake".to_owned()))?
+        .map_err(|error| tls_error(error.to_string()))?;
+    Ok(Box::new(stream))
+}
+
+async fn welcome(
+    reader: &mut FrameReader<impl AsyncRead + Unpin>,
+    peer: &PeerAddress,
+) -> Result<Welcome, SourceError> {
+    let protocol = |reason: String| SourceError::Protocol {
+        peer: peer.clone(),
+        reason,
+    };
+    let mismatch = |theirs: String| SourceError::VersionMismatch {
+        peer: peer.clone(),
+        theirs,
+        ours: vmgang_wire::VERSION,
+    };
+    loop {
+        return match reader.next().await {
+            Ok(Frame::Welcome(welcome)) => Ok(welcome),
+            Ok(Frame::Alive) => continue,
+            Ok(Frame::Refuse {
+                code: RefuseCode::Version,
+                text,
+            }) => Err(mismatch(text)),
+            Ok(Frame::Refuse { text, .. }) => Err(SourceError::Refused {
+                peer: peer.clone(),
+                reason: text,
+            }),
+            Ok(_) => Err(protocol(
+                "it answers the handshake with another frame".to_owned(),
+            )),
+            Err(ReadError::Wire(WireError::Version { theirs })) => {
+                Err(mismatch(theirs.to_string()))
+            }
+            // With TLS 1.3 a refused client certificate shows in the first read.
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(SourceError::Tls {
+                    peer: peer.clone(),
+                    error: format!("it does not accept this host's certificate ({error})"),
+                })
+            }
+            Err(ReadError::Io(error)) => Err(SourceError::Unreachable {
+                peer: peer.clone(),
+                error,
+            }),
+            Err(error) => Err(protocol(error.to_string())),
+        };
+    }
+}
