@@ -68,9 +68,14 @@ fn main() {
     let ram = match object["qom-type"].as_str() {
         Some("memory-backend-memfd") => {
             let name = "memory-backend-memfd";
-            let flags = rustix::fs::MemfdFlags::CLOEXEC;
+            let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
             let file = rustix::fs::memfd_create(name, flags).expect("a memfd");
             rustix::fs::ftruncate(&file, bytes as u64).expect("its size");
+            // As QEMU does, unless told not to.
+            if object["seal"] != false {
+                let seals = rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW;
+                rustix::fs::fcntl_add_seals(&file, seals).expect("sealed");
+            }
             let map = MmapOptions::new()
                 .len(bytes)
                 .map_raw(&file)

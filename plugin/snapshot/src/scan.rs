@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use memmap2::MmapMut;
 use vmgang_dedup::{
     BlockSnapshot, DigestKey, Fingerprinter, PAGE_BYTES, PageDigest, Snapshot, uniform_byte,
 };
@@ -49,7 +50,10 @@ pub struct ScanReport {
 pub struct Scanner {
     key: DigestKey,
     fingerprinter: Fingerprinter,
-    copy: Vec<u8>,
+    /// Begins with a page, as what is copied does: with a copy that lies a few bytes further into
+    /// its page than the original, processors take each load for one of what was just stored, and
+    /// copying takes four times as long.
+    copy: Option<MmapMut>,
     digests: Vec<PageDigest>,
     frames: HashMap<u64, (u64, PageDigest)>,
 }
@@ -77,7 +81,7 @@ impl Scanner {
         Self {
             key: key.clone(),
             fingerprinter: Fingerprinter::new(key),
-            copy: vec![0; COPIED_PAGES * PAGE_BYTES],
+            copy: None,
             digests: Vec::new(),
             frames: HashMap::new(),
         }
@@ -139,6 +143,7 @@ impl Scan<'_> {
             Backing::File {
                 file,
                 seekable: true,
+                ..
             } => {
                 let ranges = data_ranges(file, block.bytes).map_err(self.failed("the memory"))?;
                 let mut next = 0;
@@ -241,7 +246,11 @@ impl Scan<'_> {
         count: usize,
         frames: &[u64],
     ) -> Result<(), SnapshotError> {
-        let mut copy = std::mem::take(&mut self.scanner.copy);
+        let mut copy = match self.scanner.copy.take() {
+            Some(copy) => copy,
+            None => MmapMut::map_anon(COPIED_PAGES * PAGE_BYTES)
+                .map_err(self.failed("anything for want of memory"))?,
+        };
         let read = self
             .memory
             .read(number, first, &mut copy[..count * PAGE_BYTES]);
@@ -249,7 +258,7 @@ impl Scan<'_> {
             self.report.bytes_read += (count * PAGE_BYTES) as u64;
             self.look(pages, first, &copy[..count * PAGE_BYTES], frames);
         }
-        self.scanner.copy = copy;
+        self.scanner.copy = Some(copy);
         read
     }
 

@@ -26,15 +26,15 @@ struct Guest {
 
 impl Guest {
     fn start(kind: &str) -> Guest {
-        Self::with_pages(kind, PAGES)
+        Self::with(kind, true)
     }
 
-    fn with_pages(kind: &str, pages: usize) -> Guest {
+    fn with(kind: &str, seal: bool) -> Guest {
         let uuid = Uuid::from_u128(rand_like(kind));
         let object = format!(
-            r#"{{"qom-type":"{kind}","id":"pc.ram","share":{},"size":{},"x-use-canonical-path-for-ramblock-id":false}}"#,
+            r#"{{"qom-type":"{kind}","id":"pc.ram","share":{},"seal":{seal},"size":{},"x-use-canonical-path-for-ramblock-id":false}}"#,
             kind == "memory-backend-memfd",
-            pages * 4096
+            PAGES * 4096
         );
         let mut child = Command::new(example())
             .args(["-uuid", &uuid.to_string(), "-object", &object])
@@ -277,7 +277,7 @@ fn a_guest_that_ends_and_a_scan_that_is_stopped_say_so() {
 /// A QEMU could shorten its file at any moment; that is an error, not a signal.
 #[test]
 fn memory_that_is_taken_away_ends_the_scan() {
-    let mut guest = Guest::start(KINDS[0]);
+    let mut guest = Guest::with(KINDS[0], false);
     guest.tell("fill 0 2000");
     let memory = guest.memory();
     let mut snapshot = memory.empty_snapshot();
