@@ -1,5 +1,8 @@
 //! The command line's grammar. What is not here is refused by name, with exit code 2.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 /// Migrates gangs of virtual machines as one job.
@@ -15,13 +18,17 @@ pub enum Command {
     /// Show gangs, and say which domains belong to one
     #[command(subcommand)]
     Gang(GangCommand),
+    /// Tell what a migration of a gang would send, and who shares how much with whom
+    Estimate(EstimateOptions),
+    /// Send what a gang has to its destination beforehand, for a migration that begins soon
+    Prepare(PrepareOptions),
     /// Migrate a gang, or the named domains, or all, to another host
     Migrate(MigrateOptions),
-    /// Show running jobs, or one job
+    /// Show running jobs and stages, or one of them
     Status(StatusOptions),
-    /// Stop a job: what has not switched over stays where it is
+    /// Stop a job: what has not switched over stays where it is; or drop a stage
     Abort {
-        /// Id of the job, or the beginning of it
+        /// Id of the job or stage, or the beginning of it
         job: String,
     },
     /// Show ended jobs, or what became of one
@@ -53,6 +60,48 @@ pub enum GangCommand {
         #[arg(required = true, value_name = "DOMAIN")]
         domains: Vec<String>,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct EstimateOptions {
+    pub gang: String,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+    /// Draw who shares how much with whom into this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct PrepareOptions {
+    pub gang: String,
+    /// A libvirt URI or host name
+    #[arg(value_name = "DESTURI")]
+    pub destination: String,
+    /// Keep it for so long: 90s, 30m, 2h; a number alone is seconds
+    #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub time: Duration,
+    /// Use at most so much of the network
+    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bandwidth: Option<u64>,
+    /// Where the destination's vmgangd listens [default: the destination's host, port 16520]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<String>,
+    /// Print the stage as one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Reads a duration as people write it.
+fn duration(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }
 }
 
 #[derive(Args, Debug)]
@@ -93,7 +142,8 @@ pub struct MigrateOptions {
     /// What a member's failure before the switchover does to the others
     #[arg(long, value_name = "WHAT", default_value = "abort")]
     pub on_failure: OnFailure,
-    /// Ways of saving bytes: comma list of uniform, page, zstd; or all, or none
+    /// Ways of saving bytes: comma list of uniform, page, rehash, delta, similar, sub-page, zstd; or
+    /// default, all, or none
     #[arg(long, value_name = "LIST")]
     pub technique: Option<String>,
     /// Print the result as one JSON object and nothing else
@@ -133,7 +183,7 @@ impl MigrateOptions {
 
 #[derive(Args, Debug)]
 pub struct StatusOptions {
-    /// Id of the job, or the beginning of it
+    /// Id of the job or stage, or the beginning of it
     pub job: Option<String>,
     /// Follow the job to its end
     #[arg(long)]
@@ -200,6 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn durations_as_people_write_them() {
+        let time = |text: &str| match parse(&format!("vmgang prepare web b {text}")) {
+            Ok(Arguments {
+                command: Command::Prepare(options),
+            }) => options.time.as_secs(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(time("--quiet"), 3600);
+        assert_eq!(time("--for 90"), 90);
+        assert_eq!(time("--for 90s"), 90);
+        assert_eq!(time("--for 30m"), 1800);
+        assert_eq!(time("--for 2h"), 7200);
+    }
+
+    #[test]
     fn what_it_cannot_do_is_refused_by_name() {
         for (line, named) in [
             ("vmgang migrate web b --postcopy", "--postcopy"),
@@ -207,7 +272,10 @@ mod tests {
             ("vmgang migrate web b --timeout 0", "--timeout"),
             ("vmgang migrate web b --on-failure hope", "hope"),
             ("vmgang migrate --all --domains a b", "--domains"),
-            ("vmgang estimate web", "estimate"),
+            ("vmgang prepare web", "DESTURI"),
+            ("vmgang prepare web b --for soon", "--for"),
+            ("vmgang prepare web b --technique all", "--technique"),
+            ("vmgang doctor", "doctor"),
             ("vmgang gang add web", "DOMAIN"),
         ] {
             let error = parse(line).expect_err(line);

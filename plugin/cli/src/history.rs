@@ -7,20 +7,33 @@ use crate::arguments::{HistoryOptions, StatusOptions};
 use crate::progress::{Display, Snapshot};
 use crate::proxies::{self, JobLine, JobProxy};
 use crate::report::Report;
-use crate::{exit, migrate, text};
+use crate::stage::Stage;
+use crate::{exit, migrate, stage, text};
 
 fn ended(state: &str) -> bool {
     !matches!(state, "preparing" | "running" | "switching")
 }
 
 pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::Result<u8> {
+    let manager = proxies::manager(connection).await?;
+    let mut stages = stage::list(&manager).await?;
     let jobs = match &options.job {
-        Some(id) => vec![proxies::find_job(connection, id).await?],
+        Some(id) => {
+            if let Some(found) = stage::find(&stages, id) {
+                match options.json {
+                    true => println!("{}", found.to_json()),
+                    false => print!("{}", stage::table(std::slice::from_ref(found))),
+                }
+                return Ok(exit::MIGRATED);
+            }
+            vec![proxies::find_job(connection, id).await?]
+        }
         None => {
-            let jobs = proxies::manager(connection).await?.list_jobs().await?;
+            let jobs = manager.list_jobs().await?;
             jobs.into_iter().filter(|job| !ended(&job.4)).collect()
         }
     };
+    stages.retain(|stage| stage.live() && options.job.is_none());
     if options.watch {
         let Some(job) = jobs.first() else {
             println!("No job is running; `vmgang history` lists those that ended.");
@@ -38,6 +51,7 @@ pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::
         for job in &jobs {
             objects.push(describe(connection, job).await?);
         }
+        objects.extend(stages.iter().map(Stage::to_json));
         match (options.job.is_some(), objects.as_slice()) {
             (true, [one]) => println!("{one}"),
             _ => println!("{}", json!(objects)),
@@ -57,10 +71,21 @@ pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::
             show_result(&proxy, &result, false).await?;
         }
     }
+    print!("{}", stage::table(&stages));
     Ok(exit::MIGRATED)
 }
 
 pub async fn abort(connection: &Connection, id: &str) -> anyhow::Result<u8> {
+    let manager = proxies::manager(connection).await?;
+    let stages = stage::list(&manager).await?;
+    if let Some(found) = stage::find(&stages, id) {
+        manager.abort_stage(&found.id).await?;
+        println!(
+            "Dropped the stage {} of the gang '{}'.",
+            found.id, found.gang
+        );
+        return Ok(exit::MIGRATED);
+    }
     let job = proxies::find_job(connection, id).await?;
     proxies::job(connection, &job.0).await?.abort().await?;
     println!(

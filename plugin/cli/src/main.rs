@@ -2,12 +2,15 @@
 //! Must not talk to libvirt or to peers.
 
 mod arguments;
+mod estimate;
 mod gang;
+mod heat_map;
 mod history;
 mod migrate;
 mod progress;
 mod proxies;
 mod report;
+mod stage;
 mod text;
 
 use std::process::ExitCode;
@@ -41,6 +44,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
     let connection = proxies::connect().await?;
     match arguments.command {
         Command::Gang(command) => gang::run(&connection, command).await,
+        Command::Estimate(options) => estimate::run(&connection, options).await,
+        Command::Prepare(options) => stage::prepare(&connection, options).await,
         Command::Migrate(options) => migrate::run(&connection, options).await,
         Command::Status(options) => history::status(&connection, options).await,
         Command::Abort { job } => history::abort(&connection, &job).await,

@@ -110,14 +110,14 @@ pub fn barrier_approximate(statistics: &Dictionary) -> bool {
     string(statistics, "barrier") == "approximate"
 }
 
-fn number(dictionary: &Dictionary, key: &str) -> u64 {
+pub fn number(dictionary: &Dictionary, key: &str) -> u64 {
     match dictionary.get(key).map(|value| &**value) {
         Some(Variant::U64(number)) => *number,
         _ => 0,
     }
 }
 
-fn string(dictionary: &Dictionary, key: &str) -> String {
+pub fn string(dictionary: &Dictionary, key: &str) -> String {
     match dictionary.get(key).map(|value| &**value) {
         Some(Variant::Str(text)) => text.to_string(),
         _ => String::new(),

@@ -35,6 +35,17 @@ pub trait Manager {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<OwnedObjectPath>;
     fn list_jobs(&self) -> zbus::Result<Vec<JobLine>>;
+    fn estimate(&self, gang: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<String>;
+    #[zbus(allow_interactive_auth)]
+    fn prepare(
+        &self,
+        gang: &str,
+        destination: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<String>;
+    fn list_stages(&self) -> zbus::Result<Vec<Dictionary>>;
+    #[zbus(allow_interactive_auth)]
+    fn abort_stage(&self, id: &str) -> zbus::Result<()>;
 }
 
 #[proxy(interface = "org.vmgang.Job1", default_service = "org.vmgang.VMGang1")]

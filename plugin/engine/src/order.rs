@@ -12,8 +12,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use vmgang_dedup::{
-    BlockHashes, BlockMatches, Census, DedupMap, Member, PAGE_BYTES, Page, PageDigest, PageHistory,
-    PageState, PageWindow, Signatures, SimilarityTable, Slot, Snapshot, SubPageTable, Verdict,
+    BlockHashes, BlockMatches, Census, Content, DedupMap, Member, PAGE_BYTES, Page, PageDigest,
+    PageHistory, PageState, PageWindow, Signatures, SimilarityTable, Slot, Snapshot, SubPageTable,
+    Verdict,
 };
 
 use crate::Techniques;
@@ -140,6 +141,17 @@ impl SessionOrder {
     /// were scanned.
     pub(crate) fn expect(&mut self, census: &Census) {
         for content in census.contents() {
+            self.map.expect(content.digest, content.pages);
+        }
+    }
+
+    /// The same for contents that are to be staged; no others are expected.
+    pub(crate) fn want(&mut self, contents: &[Content]) {
+        let held: Vec<PageDigest> = self.map.contents().map(|(digest, _)| digest).collect();
+        for digest in held {
+            self.map.expect(digest, 0);
+        }
+        for content in contents {
             self.map.expect(content.digest, content.pages);
         }
     }

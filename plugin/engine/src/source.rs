@@ -465,14 +465,9 @@ impl SourceSession {
         self.contents_there > 0
     }
 
-    /// Offers contents to the destination, in this order, which takes those it has into its window.
-    /// Returns how many these were, when it has answered.
-    pub fn offer(
-        &self,
-        digests: Vec<PageDigest>,
-    ) -> impl Future<Output = usize> + Send + 'static + use<> {
-        let shared = self.shared.clone();
-        async move { shared.offering.offer_all(&digests).await }
+    /// What offers contents, also while others use the session.
+    pub fn offers(&self) -> Offers {
+        Offers(self.shared.clone())
     }
 
     /// Asks the destination's libvirt how a member's migration ended.
@@ -505,6 +500,17 @@ impl SourceSession {
             counters: self.shared.live.snapshot(),
             remains: order.into_remains(),
         }
+    }
+}
+
+/// A session's offers of contents.
+pub struct Offers(Arc<Shared>);
+
+impl Offers {
+    /// Offers contents to the destination, in this order, which takes those it has into its window.
+    /// Returns how many these were, when it has answered.
+    pub async fn offer(self, digests: Vec<PageDigest>) -> usize {
+        self.0.offering.offer_all(&digests).await
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use vmgang_dedup::{HashSimilarityDetector, PAGE_BYTES, Page, PageDigest, slots_in};
-use vmgang_wire::payload::{Content, Encoder, Place};
+use vmgang_dedup::{Content, HashSimilarityDetector, PAGE_BYTES, Page, PageDigest, slots_in};
+use vmgang_wire::payload::{self, Encoder, Place};
 use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES, Frame, TakenStage};
 
 use crate::buffers::Buffers;
@@ -255,9 +255,20 @@ impl StageSession {
         found
     }
 
-    /// Stages at most [`STAGE_PAGES_MAX`] pages, copies that nobody writes to. Returns how many of
-    /// them were new and found room, once they are on their way.
-    pub async fn send(&self, pages: Vec<u8>) -> Result<usize, SourceError> {
+    /// Says what the stage is to have: these contents with how often each will be asked for. What
+    /// else it has makes room first.
+    pub fn want(&self, contents: &[Content]) {
+        self.offering.order().want(contents);
+    }
+
+    /// Stages at most [`STAGE_PAGES_MAX`] pages, copies that nobody writes to, if each is still what
+    /// it was taken for. Returns how many of them were new and found room, once they are on their
+    /// way.
+    pub async fn send(
+        &self,
+        pages: Vec<u8>,
+        digests: Vec<PageDigest>,
+    ) -> Result<usize, SourceError> {
         let ended = |_| SourceError::Ended;
         let bytes = pages.len().min(STAGE_PAGES_MAX * PAGE_BYTES);
         let backlog = self.backlog.clone();
@@ -274,11 +285,14 @@ impl StageSession {
         let mut kept = Kept::default();
         let promise = {
             let mut order = self.offering.order();
-            for (page, identity) in whole_pages(&pages).zip(&identities) {
-                if let Some(slot) = order.stage(identity, page) {
+            let pages = whole_pages(&pages).zip(&identities).zip(&digests);
+            for ((page, identity), wanted) in pages {
+                if identity.digest == *wanted
+                    && let Some(slot) = order.stage(identity, page)
+                {
                     let slot = slot.0;
                     kept.payload
-                        .page(Place::Body, Content::Define { slot, page });
+                        .page(Place::Body, payload::Content::Define { slot, page });
                     kept.pages.extend_from_slice(page);
                 }
             }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -27,6 +28,79 @@ pub struct Config {
     pub window_budget: WindowBudget,
     pub workers: WorkerCount,
     pub connections: Connections,
+    pub scan: ScanConfig,
+    pub recall: RecallConfig,
+}
+
+/// How the members of gangs are scanned from time to time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScanConfig {
+    /// From the end of one scan to the next; 0 is never.
+    pub interval_s: u64,
+    /// Of one processor.
+    #[serde(deserialize_with = "percent")]
+    pub processor_percent: u8,
+}
+
+impl Default for ScanConfig {
+    fn default() -> Self {
+        ScanConfig {
+            interval_s: 300,
+            processor_percent: 10,
+        }
+    }
+}
+
+impl ScanConfig {
+    /// `None` for never.
+    pub fn interval(&self) -> Option<Duration> {
+        (self.interval_s > 0).then(|| Duration::from_secs(self.interval_s))
+    }
+}
+
+fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let percent = i64::deserialize(deserializer)?;
+    u8::try_from(percent)
+        .ok()
+        .filter(|percent| (1..=100).contains(percent))
+        .ok_or_else(|| {
+            de::Error::invalid_value(
+                de::Unexpected::Signed(percent),
+                &"a share of one processor from 1 to 100 percent",
+            )
+        })
+}
+
+/// Which contents are looked for here when a gang arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecallConfig {
+    /// Those of members of the same gang that run here.
+    pub residents: bool,
+    /// Those of members that left this host.
+    pub checkpoints: bool,
+    /// Memory that these may take. Never more than a quarter of what is available.
+    pub checkpoint_budget: WindowBudget,
+    /// How long they are kept.
+    pub checkpoint_s: u64,
+}
+
+impl Default for RecallConfig {
+    fn default() -> Self {
+        RecallConfig {
+            residents: true,
+            checkpoints: true,
+            checkpoint_budget: WindowBudget::Auto,
+            checkpoint_s: 900,
+        }
+    }
+}
+
+impl RecallConfig {
+    pub fn checkpoint_time(&self) -> Duration {
+        Duration::from_secs(self.checkpoint_s)
+    }
 }
 
 impl Default for Config {
@@ -41,6 +115,8 @@ impl Default for Config {
             window_budget: WindowBudget::Auto,
             workers: WorkerCount::Auto,
             connections: Connections::default(),
+            scan: ScanConfig::default(),
+            recall: RecallConfig::default(),
         }
     }
 }
@@ -336,7 +412,9 @@ mod tests {
         let config = Config::parse(
             "listen = '192.0.2.1:1'\nruntime_dir = '/r'\nstate_dir = '/s'\n\
              libvirt_uri = 'qemu:///session'\nallow_peers = ['*.example.org']\n\
-             window_budget = '2GiB'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n",
+             window_budget = '2GiB'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n\
+             [scan]\ninterval_s = 0\nprocessor_percent = 100\n\
+             [recall]\nresidents = false\ncheckpoint_budget = '1GiB'\ncheckpoint_s = 5\n",
         )
         .expect("valid");
         assert_eq!(config.window_budget, WindowBudget::Bytes(2 << 30));
@@ -344,6 +422,11 @@ mod tests {
         assert_eq!(config.workers, three);
         let most = Connections(NonZeroUsize::new(16).expect("sixteen"));
         assert_eq!(config.connections, most);
+        assert_eq!(config.scan.interval(), None);
+        assert_eq!(config.scan.processor_percent, 100);
+        assert!(!config.recall.residents && config.recall.checkpoints);
+        assert_eq!(config.recall.checkpoint_budget.most_bytes(), 1 << 30);
+        assert_eq!(config.recall.checkpoint_time().as_secs(), 5);
         let TlsConfig::On(paths) = config.tls else {
             panic!("tls is on");
         };
@@ -379,6 +462,9 @@ mod tests {
             ("\nworkers = 'many'", "auto"),
             ("\nconnections = 0", "1 to 16"),
             ("\nconnections = 17", "1 to 16"),
+            ("\n[scan]\nprocessor_percent = 0", "1 to 100"),
+            ("\n[scan]\nevery = 5", "every"),
+            ("\n[recall]\ncheckpoint_budget = '1MB'", "1MB"),
         ] {
             let error = Config::parse(text).expect_err(text).to_string();
             assert!(error.contains(expected), "{text}: {error}");

@@ -1,17 +1,21 @@
 //! Takes requests, has them checked (`preflight.rs`) before anything changes, and starts jobs.
 //! Knows no D-Bus; how a started job runs is the driver's business.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use uuid::Uuid;
-use vmgang_engine::{Transport, Workers};
+use vmgang_dedup::{Census, Snapshot};
+use vmgang_engine::{PageKey, Remains, Scanned, Transport, Workers};
 use vmgang_libvirt::{DomainInfo, Membership};
 
 use crate::config::WindowBudget;
 use crate::driver::Driver;
 use crate::error::ServiceError;
+use crate::estimate;
 use crate::gangs;
 use crate::history::{History, Record};
 use crate::hypervisor::{Hypervisor, ask};
@@ -20,8 +24,12 @@ use crate::jobs::Jobs;
 use crate::memory::AvailableMemory;
 use crate::peers::Peers;
 use crate::preflight::Preflight;
-use crate::request::MigrateRequest;
-use crate::tunnel::Tunnel;
+use crate::recall::Contents;
+use crate::report::{DomainOutcome, JobState, Report};
+use crate::request::{MigrateRequest, PrepareRequest};
+use crate::scans::Scans;
+use crate::stages::{Stage, StageView, Stages};
+use crate::tunnel::{Session, Tunnel};
 
 /// How long running jobs may take to end when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,10 +54,13 @@ pub struct Parts {
     pub workers: Workers,
     /// TCP connections of a session at most.
     pub connections: NonZeroUsize,
+    pub scans: Arc<Scans>,
+    pub stages: Arc<Stages>,
+    pub contents: Arc<Contents>,
 }
 
 pub struct Coordinator {
-    parts: Parts,
+    parts: Arc<Parts>,
     jobs: Arc<Jobs>,
 }
 
@@ -72,11 +83,35 @@ impl Coordinator {
             // Fresh as it is, it takes them all.
             let _ = jobs.add(Arc::new(Job::ended(record)));
         }
-        Ok(Arc::new(Coordinator { parts, jobs }))
+        Ok(Arc::new(Coordinator {
+            parts: Arc::new(parts),
+            jobs,
+        }))
     }
 
     pub fn jobs(&self) -> Vec<Arc<Job>> {
         self.jobs.list()
+    }
+
+    /// Stages that this host fills and holds.
+    pub fn stages(&self) -> Vec<StageView> {
+        self.parts.stages.list()
+    }
+
+    /// Drops a stage that this host fills.
+    pub fn abort_stage(&self, id: &str) -> Result<(), ServiceError> {
+        self.parts.stages.abort(id)
+    }
+
+    /// Begins to stage a gang's contents; returns the stage's id.
+    pub async fn prepare(&self, request: PrepareRequest) -> Result<String, ServiceError> {
+        let stage = self.parts.stages.prepare(&self.parts, request).await?;
+        Ok(stage.id())
+    }
+
+    /// What a migration of the gang would send, as one JSON object.
+    pub async fn estimate(&self, gang: &str) -> Result<String, ServiceError> {
+        estimate::estimate(&self.parts, gang).await
     }
 
     pub fn peers(&self) -> Vec<String> {
@@ -197,8 +232,18 @@ impl Coordinator {
             request: &request,
             members: &members,
         };
-        let ready = preflight.run().await?;
+        let quiet = self.parts.scans.quiet();
+        let ready = match preflight.run().await {
+            Ok(ready) => ready,
+            Err((error, taken)) => {
+                drop(quiet);
+                self.stage_again(taken);
+                return Err(error);
+            }
+        };
         let (session, events) = ready.opened;
+        let taken = ready.taken;
+        let offering = self.offer_contents(&*session, &members, &ready.page_key, &ready.scanned);
 
         let (job, control) = Job::start(id, request.gang(), &request.destination.uri, &members);
         let job = Arc::new(job);
@@ -224,10 +269,13 @@ impl Coordinator {
             members,
             limit_passes: ready.limit_passes,
         };
+        let page_key = ready.page_key;
         let coordinator = self.clone();
         let started = job.clone();
         tokio::spawn(async move {
-            let report = driver.run().await;
+            let (report, remains) = driver.run().await;
+            offering.abort();
+            drop(quiet);
             tracing::info!(
                 job = report.job,
                 state = report.state.as_str(),
@@ -244,6 +292,10 @@ impl Coordinator {
                 barrier_approximate: job.view().barrier_approximate,
                 report: report.clone(),
             });
+            coordinator.keep_contents(&report, &page_key, remains);
+            if report.state != JobState::Completed {
+                coordinator.stage_again(taken);
+            }
             // Freed before anybody sees the end: the next job may come at once.
             drop(reservation);
             job.update(|view| {
@@ -257,6 +309,73 @@ impl Coordinator {
             });
         });
         Ok(started)
+    }
+
+    /// Asks the destination for contents it may have. What the members have is known from their
+    /// scans, or found out now.
+    fn offer_contents(
+        &self,
+        session: &dyn Session,
+        members: &[DomainInfo],
+        key: &PageKey,
+        scanned: &Scanned,
+    ) -> AbortHandle {
+        let wanted = session.may_find_contents() && !session.has_stage();
+        let offer = session.offers();
+        let (scans, key, census) = (
+            self.parts.scans.clone(),
+            key.clone(),
+            scanned.census().cloned(),
+        );
+        let uuids: Vec<Uuid> = members.iter().map(|member| member.uuid).collect();
+        let task = tokio::spawn(async move {
+            if !wanted {
+                return;
+            }
+            let find = move || match census {
+                Some(census) => census.by_worth(),
+                None => {
+                    let found = scans.scan_now(&uuids, &key, Duration::MAX);
+                    let found: Vec<_> = found.into_iter().flatten().collect();
+                    let found: Vec<&Snapshot> = found.iter().map(|scan| &*scan.snapshot).collect();
+                    Census::of(&found).by_worth()
+                }
+            };
+            let Ok(contents) = tokio::task::spawn_blocking(find).await else {
+                return;
+            };
+            let offered = contents.len();
+            let digests = contents.into_iter().map(|content| content.digest).collect();
+            let found = offer(digests).await;
+            tracing::info!(
+                offered,
+                found,
+                "contents were looked for at the destination"
+            );
+        });
+        task.abort_handle()
+    }
+
+    /// What a job's session leaves is kept for its members' way back.
+    fn keep_contents(&self, report: &Report, key: &PageKey, remains: Option<Remains>) {
+        let migrated: HashSet<Uuid> = report
+            .domains
+            .iter()
+            .filter(|domain| domain.state == DomainOutcome::Migrated)
+            .map(|domain| domain.uuid)
+            .collect();
+        if let Some(remains) = remains.filter(|_| !migrated.is_empty()) {
+            let gang = report.gang.as_deref().unwrap_or_default();
+            self.parts.contents.keep(gang, migrated, key, remains);
+        }
+    }
+
+    /// A stage that was taken in vain is filled again.
+    fn stage_again(&self, taken: Option<Arc<Stage>>) {
+        if let Some(stage) = taken {
+            let parts = self.parts.clone();
+            tokio::spawn(async move { parts.stages.again(&parts, &stage).await });
+        }
     }
 
     fn write_record(&self, record: &Record) {
@@ -280,6 +399,8 @@ impl Coordinator {
     /// Aborts what runs and waits for it, so that the daemon can stop.
     pub async fn shutdown(&self) {
         self.jobs.close();
+        self.parts.scans.end();
+        self.parts.stages.shutdown();
         let mut running = Vec::new();
         for job in self.jobs.list() {
             if !job.state().ended() && job.control(Control::Abort).is_ok() {

@@ -13,14 +13,20 @@ use vmgang_engine::{Listener, TlsIdentity, Transport, Workers, sweep_runtime_dir
 use crate::bus;
 use crate::config::{Config, TlsConfig, WorkerCount};
 use crate::coordinator::{Coordinator, Parts};
+use crate::guests::Qemus;
 use crate::history::History;
 use crate::hypervisor::{Hypervisor, Libvirt, ask};
 use crate::memory;
 use crate::peers::{Admittance, Peers};
+use crate::recall::Contents;
+use crate::scans::Scans;
+use crate::stages::Stages;
 use crate::tunnel::Engine;
 
 /// How often missing certificates are looked for again.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often kept contents are looked at.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// Lets the last changes of aborted jobs reach those who watch.
 const LAST_SIGNALS: Duration = Duration::from_millis(600);
 
@@ -49,6 +55,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         );
     }
 
+    let scans = Scans::new(Arc::new(Qemus));
+    let page_key = {
+        let tls = tls.clone();
+        move || transport(&tls).ok().map(|transport| transport.page_key())
+    };
+    scans
+        .run(config.scan, hypervisor.clone(), page_key.clone())
+        .context("cannot start the thread that scans guests")?;
+    let stages = Arc::new(Stages::default());
+    let contents = Arc::new(Contents::new(
+        config.recall,
+        scans.clone(),
+        hypervisor.clone(),
+        Box::new(memory::available_bytes),
+    ));
+    tokio::spawn(tidy(contents.clone()));
+
     let coordinator = Coordinator::open(Parts {
         hypervisor: hypervisor.clone(),
         tunnel: Arc::new(Engine),
@@ -63,6 +86,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         available_memory: Box::new(memory::available_bytes),
         workers: workers.clone(),
         connections: config.connections.0,
+        scans,
+        stages: stages.clone(),
+        contents: contents.clone(),
     })
     .await
     .context("cannot read the job history")?;
@@ -75,6 +101,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         connections: config.connections.0,
         available_memory: Box::new(memory::available_bytes),
         sessions: Mutex::new(BTreeMap::new()),
+        stages,
+        contents,
+        page_key: Box::new(page_key),
     });
     let (stop, stopping) = watch::channel(false);
     let listening = match transport(&tls) {
@@ -133,6 +162,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     listening.abort();
     anyhow::ensure!(!bus_lost, "the connection to the system bus was lost");
     Ok(())
+}
+
+/// Lets go of kept contents when their time has come.
+async fn tidy(contents: Arc<Contents>) {
+    loop {
+        tokio::time::sleep(TIDY_INTERVAL).await;
+        contents.tidy();
+    }
 }
 
 /// Has libvirt look at this host's QEMUs now: it starts each that it does not know yet, and the

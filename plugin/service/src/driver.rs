@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::UnboundedReceiver;
-use vmgang_engine::SourceEvent;
+use vmgang_engine::{Remains, SessionEnd, SourceEvent};
 use vmgang_libvirt::DomainInfo;
 
 use crate::barrier::{Barrier, Cause, OnFailure, Outcome};
@@ -62,8 +62,8 @@ pub(crate) struct Known {
 }
 
 impl Driver {
-    /// Runs the job to its end. Always returns a report.
-    pub async fn run(mut self) -> Report {
+    /// Runs the job to its end. Always returns a report, and what the session leaves behind.
+    pub async fn run(mut self) -> (Report, Option<Remains>) {
         let started = Instant::now();
         let mut known = Known {
             facts: vec![Facts::default(); self.members.len()],
@@ -121,7 +121,12 @@ impl Driver {
         });
     }
 
-    async fn report(self, started: Instant, facts: Vec<Facts>, cause: Option<Cause>) -> Report {
+    async fn report(
+        self,
+        started: Instant,
+        facts: Vec<Facts>,
+        cause: Option<Cause>,
+    ) -> (Report, Option<Remains>) {
         let members = self.members.iter().zip(&facts).enumerate();
         // Several at the same time; the destination asks its libvirt for each.
         let reports: Vec<_> = members
@@ -132,9 +137,13 @@ impl Driver {
             .collect()
             .await;
         let last_counters = self.session.counters();
-        let counters = tokio::time::timeout(CLOSE_TIMEOUT, self.session.close())
-            .await
-            .unwrap_or(last_counters);
+        let SessionEnd { counters, remains } =
+            tokio::time::timeout(CLOSE_TIMEOUT, self.session.close())
+                .await
+                .unwrap_or(SessionEnd {
+                    counters: last_counters,
+                    remains: None,
+                });
         for (domain, counters) in domains.iter_mut().zip(&counters.members) {
             domain.qemu_stream_bytes = counters.qemu_stream_bytes;
             domain.wire_bytes = counters.wire_bytes;
@@ -151,7 +160,7 @@ impl Driver {
             )),
             (_, None) => domains.iter().find_map(|domain| domain.error.clone()),
         };
-        Report {
+        let report = Report {
             job: self.job.id.clone(),
             gang: self.job.gang.clone(),
             destination: self.job.destination.clone(),
@@ -161,7 +170,8 @@ impl Driver {
             switchover_spread_ms: spread_ms(&facts),
             bytes: Bytes::from(&counters),
             domains,
-        }
+        };
+        (report, remains)
     }
 
     async fn domain_report(

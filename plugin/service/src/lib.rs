@@ -1,7 +1,8 @@
 //! vmgangd as a library, so that tests can serve its D-Bus surface without a daemon.
 //!
 //! Owns: requests from the bus, gangs, jobs, the gang's barrier, and whom to admit as a peer.
-//! Must not: touch guest bytes (the engine's), or libvirt other than through `vmgang-libvirt`.
+//! Must not: touch the bytes of a migration (the engine's), or libvirt other than through
+//! `vmgang-libvirt`, or guests' memory other than through `vmgang-snapshot`.
 //!
 //! Path of a request: `bus` -> `request` -> `coordinator` -> `preflight` -> `driver` ->
 //! `wave` (with `barrier` deciding) -> `report` -> `history`.
@@ -16,7 +17,9 @@ pub mod daemon;
 pub mod destination;
 pub mod driver;
 pub mod error;
+mod estimate;
 pub mod gangs;
+pub mod guests;
 pub mod history;
 pub mod hypervisor;
 pub mod job;
@@ -25,8 +28,11 @@ pub mod memory;
 mod outcome;
 pub mod peers;
 mod preflight;
+pub mod recall;
 pub mod report;
 pub mod request;
+pub mod scans;
+pub mod stages;
 mod switchover;
 pub mod tunnel;
 mod wave;

@@ -7,13 +7,17 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
-use vmgang_engine::{Admission, DestinationHost, MemberOutcome, Offer, PeerName, SocketOwner};
+use vmgang_engine::{
+    Admission, DestinationHost, MemberOutcome, Offer, PageKey, PeerName, Purpose, SocketOwner,
+};
 use wildmatch::WildMatch;
 
 use crate::budget;
 use crate::config::{WINDOW_BUDGET_MIN_BYTES, WindowBudget};
 use crate::hypervisor::Hypervisor;
 use crate::memory::AvailableMemory;
+use crate::recall::Contents;
+use crate::stages::Stages;
 
 /// Peers this daemon has talked to since it started.
 #[derive(Debug, Default)]
@@ -52,6 +56,10 @@ pub struct Admittance {
     pub connections: NonZeroUsize,
     pub available_memory: Box<AvailableMemory>,
     pub sessions: Mutex<BTreeMap<Uuid, Promised>>,
+    pub stages: Arc<Stages>,
+    pub contents: Arc<Contents>,
+    /// What digests are made with now, if it is known.
+    pub page_key: Box<dyn Fn() -> Option<PageKey> + Send + Sync>,
 }
 
 /// What a live session was promised.
@@ -78,21 +86,25 @@ impl Promised {
 }
 
 impl DestinationHost for Admittance {
-    fn admit(&self, offer: &Offer, peer: &PeerName) -> Result<Admission, String> {
+    fn admit(&self, offer: &Offer, purpose: Purpose, peer: &PeerName) -> Result<Admission, String> {
         check_allowed(&self.allow_peers, peer)?;
         let user = self
             .hypervisor
             .qemu_user()
             .map_err(|error| format!("the destination does not know its QEMU user: {error}"))?;
-        let window_budget_bytes = self.promise(offer)?;
+        let window_budget_bytes = self.promise(offer, purpose)?;
         self.peers.connected_from(peer);
         tracing::info!(
             job = %offer.job.simple(), gang = offer.gang, source = offer.source_host,
             peer = describe(peer), members = offer.members.len(),
             window_offered_bytes = offer.window_budget_bytes,
             window_granted_bytes = window_budget_bytes,
-            "incoming gang admitted"
+            ?purpose, "incoming gang admitted"
         );
+        if let Purpose::Stage { seconds } = purpose {
+            self.stages.arrives(offer, seconds);
+        }
+        let key = (self.page_key)();
         Ok(Admission {
             window_budget_bytes,
             socket_owner: SocketOwner {
@@ -100,7 +112,12 @@ impl DestinationHost for Admittance {
                 gid: user.gid,
             },
             connections: self.connections,
+            recall: key.and_then(|key| self.contents.for_job(offer, &key)),
         })
+    }
+
+    fn staged(&self, job: Uuid, contents: u64, found: u64) {
+        self.stages.grows(job, contents, found);
     }
 
     fn outcome(&self, member: Uuid) -> Option<MemberOutcome> {
@@ -113,6 +130,7 @@ impl DestinationHost for Admittance {
     }
 
     fn session_ended(&self, job: Uuid) {
+        self.stages.leaves(job);
         let source = self.sessions().remove(&job).map(|session| session.source);
         tracing::info!(job = %job.simple(), source, "incoming gang's session ended");
     }
@@ -139,7 +157,7 @@ impl Admittance {
     }
 
     /// Checks the memory and takes it in one step, so that two offers never get the same.
-    fn promise(&self, offer: &Offer) -> Result<u64, String> {
+    fn promise(&self, offer: &Offer, purpose: Purpose) -> Result<u64, String> {
         let running = self.running();
         let mut sessions = self.sessions();
         if sessions.contains_key(&offer.job) {
@@ -150,23 +168,37 @@ impl Admittance {
         }
         let available = (self.available_memory)()
             .map_err(|error| format!("the destination cannot read its /proc/meminfo: {error}"))?;
+        // What was staged for it becomes its own: the window stays what it is.
+        let stage = match purpose {
+            Purpose::Migrate { stage: Some(stage) } => sessions.get(&stage),
+            _ => None,
+        };
+        let taken = stage.map_or(0, |stage| stage.window_bytes);
         let promised = sessions.values().fold(0, |sum: u64, session| {
             sum.saturating_add(session.outstanding_bytes(&running))
         });
+        let promised = promised.saturating_sub(taken);
         let guests: Vec<(Uuid, u64)> = offer
             .members
             .iter()
             .map(|member| (member.uuid, member.memory_bytes))
             .collect();
-        let window_bytes = grant(
+        let guests_bytes = guests
+            .iter()
+            .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
+        let left = available.saturating_sub(promised);
+        let granted = grant(
             self.window_budget,
             offer.window_budget_bytes,
-            guests
-                .iter()
-                .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes)),
-            available.saturating_sub(promised),
-        )
-        .map_err(|error| match promised {
+            guests_bytes,
+            left,
+        );
+        // A part of it is filled, and not available for that reason.
+        let granted = match granted {
+            Ok(_) if taken > 0 && taken <= offer.window_budget_bytes => Ok(taken),
+            granted => granted,
+        };
+        let window_bytes = granted.map_err(|error| match promised {
             0 => error,
             _ => format!(
                 "{error} (other jobs on their way there need {} MiB)",
@@ -180,7 +212,11 @@ impl Admittance {
         );
         let promised = Promised {
             source: offer.source_host.clone(),
-            guests,
+            // A stage brings none yet.
+            guests: match purpose {
+                Purpose::Migrate { .. } => guests,
+                Purpose::Stage { .. } => Vec::new(),
+            },
             window_bytes,
         };
         sessions.insert(offer.job, promised);

@@ -6,12 +6,13 @@
 //! Must not: change anything that the end of the session does not undo.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
-use vmgang_engine::{MemberOffer, Offer, SocketOwner, SourceOptions, Transport};
+use vmgang_engine::{MemberOffer, Offer, PageKey, Scanned, SocketOwner, SourceOptions, Transport};
 use vmgang_libvirt::{DomainInfo, DomainQemu, DomainQemuUser, JobStats};
 
 use crate::budget;
@@ -19,6 +20,7 @@ use crate::coordinator::Parts;
 use crate::error::ServiceError;
 use crate::hypervisor::{DestinationInfo, ask};
 use crate::request::MigrateRequest;
+use crate::stages::Stage;
 use crate::tunnel::Opened;
 
 /// How long the destination's libvirt, or the peer, may take to answer.
@@ -33,6 +35,10 @@ pub(crate) struct Ready {
     /// Tell each member's QEMU when it may take itself for done.
     pub(crate) limit_passes: bool,
     pub(crate) window_offered_bytes: u64,
+    pub(crate) page_key: PageKey,
+    pub(crate) scanned: Scanned,
+    /// What was staged for it, if it is used now.
+    pub(crate) taken: Option<Arc<Stage>>,
 }
 
 /// What this host's libvirt tells for the job.
@@ -50,20 +56,39 @@ pub(crate) struct Preflight<'a> {
 }
 
 impl Preflight<'_> {
-    /// Checks everything. An error means that nothing has changed.
-    pub(crate) async fn run(&self) -> Result<Ready, ServiceError> {
+    /// Checks everything. An error means that nothing has changed, but that a stage may have been
+    /// taken, which comes with it.
+    pub(crate) async fn run(&self) -> Result<Ready, (ServiceError, Option<Arc<Stage>>)> {
+        let mut taken = None;
+        match self.check(&mut taken).await {
+            Ok(ready) => Ok(Ready { taken, ..ready }),
+            Err(error) => Err((error, taken)),
+        }
+    }
+
+    async fn check(&self, taken: &mut Option<Arc<Stage>>) -> Result<Ready, ServiceError> {
         let began = Instant::now();
         let took = |what: &str| {
             let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             tracing::debug!(job = %self.job.simple(), elapsed_ms, "preflight: {what}");
         };
         let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
+        let page_key = transport.page_key();
+        let scanned = self.scanned(&page_key);
         let there = self.look_there();
         let host_uuid = ask(&self.parts.hypervisor, |hypervisor| hypervisor.host_uuid());
         let here = self.look_here().await?;
         took("this host's libvirt has answered");
 
-        let (options, limit_passes) = self.source_options(here, transport)?;
+        let (mut options, limit_passes) = self.source_options(here, transport)?;
+        let scanned = scanned.await;
+        options.scanned = scanned.clone();
+        let stages = &self.parts.stages;
+        let stage = stages.take(self.request.gang(), &self.request.peer, self.members);
+        if let Some((stage, contents)) = stage.await {
+            options.stage = Some(contents);
+            *taken = Some(stage);
+        }
         let window_offered_bytes = options.offer.window_budget_bytes;
         let tunnel = self.parts.tunnel.clone();
         // Dropped, it breaks off what is not open yet.
@@ -104,7 +129,27 @@ impl Preflight<'_> {
             opened,
             limit_passes,
             window_offered_bytes,
+            page_key,
+            scanned,
+            taken: None,
         })
+    }
+
+    /// What is known of the members' memory. Nothing is scanned for it. Begins at once.
+    fn scanned(&self, key: &PageKey) -> impl Future<Output = Scanned> + use<> {
+        let scans = self.members.iter();
+        let scans = scans.map(|member| self.parts.scans.last(member.uuid, key));
+        let snapshots: Vec<_> = scans.map(|scan| scan.map(|scan| scan.snapshot)).collect();
+        let known = snapshots.iter().any(Option::is_some);
+        let key = key.clone();
+        let counting =
+            known.then(|| tokio::task::spawn_blocking(move || Scanned::new(&key, snapshots)));
+        async move {
+            match counting {
+                Some(counting) => counting.await.unwrap_or_default(),
+                None => Scanned::default(),
+            }
+        }
     }
 
     /// Opens the destination's libvirt and looks around. Begins at once.
@@ -207,6 +252,8 @@ impl Preflight<'_> {
             techniques: self.request.techniques,
             workers: self.parts.workers.clone(),
             connections: self.parts.connections,
+            scanned: Scanned::default(),
+            stage: None,
             bandwidth_bytes_per_s: self.request.bandwidth_bytes_per_s,
             hold,
         };

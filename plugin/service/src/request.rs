@@ -58,14 +58,7 @@ impl MigrateRequest {
         let selection = selection(gang, domains, all)?;
         let destination =
             Destination::parse(destination).map_err(ServiceError::InvalidDestination)?;
-        let peer = match options.text("peer")? {
-            Some(text) => text.parse().map_err(|error| {
-                ServiceError::InvalidOption(format!(
-                    "the option peer '{text}' is not valid: {error}"
-                ))
-            })?,
-            None => destination.peer(),
-        };
+        let peer = peer(&mut options, &destination)?;
         let on_failure = match options.text("on-failure")?.as_deref() {
             None | Some("abort") => OnFailure::Abort,
             Some("continue") => OnFailure::Continue,
@@ -103,6 +96,61 @@ impl MigrateRequest {
         };
         options.finish()?;
         Ok(request)
+    }
+}
+
+/// How long a stage is kept unless it is said.
+const STAGE_SECONDS: u64 = 3600;
+/// Less is gone before anybody migrates, more is a mistake in writing.
+const STAGE_SECONDS_ALLOWED: std::ops::RangeInclusive<u64> = 10..=7 * 24 * 3600;
+
+/// A checked request to stage a gang's contents.
+#[derive(Debug, Clone)]
+pub struct PrepareRequest {
+    pub gang: String,
+    pub destination: Destination,
+    pub peer: PeerAddress,
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// How long the stage is kept.
+    pub time: Duration,
+}
+
+impl PrepareRequest {
+    pub fn parse(
+        gang: &str,
+        destination: &str,
+        options: HashMap<String, OwnedVariant>,
+    ) -> Result<PrepareRequest, ServiceError> {
+        let mut options = Options(options);
+        Membership::check_gang_name(gang).map_err(ServiceError::InvalidOption)?;
+        let destination =
+            Destination::parse(destination).map_err(ServiceError::InvalidDestination)?;
+        let peer = peer(&mut options, &destination)?;
+        let seconds = options.number("for")?.unwrap_or(STAGE_SECONDS);
+        if !STAGE_SECONDS_ALLOWED.contains(&seconds) {
+            return Err(ServiceError::InvalidOption(format!(
+                "the option for is from {} seconds to 7 days, not {seconds} seconds",
+                STAGE_SECONDS_ALLOWED.start()
+            )));
+        }
+        let request = PrepareRequest {
+            gang: gang.to_owned(),
+            destination,
+            peer,
+            bandwidth_bytes_per_s: bandwidth(options.number("bandwidth")?.unwrap_or(0))?,
+            time: Duration::from_secs(seconds),
+        };
+        options.finish()?;
+        Ok(request)
+    }
+}
+
+fn peer(options: &mut Options, destination: &Destination) -> Result<PeerAddress, ServiceError> {
+    match options.text("peer")? {
+        Some(text) => text.parse().map_err(|error| {
+            ServiceError::InvalidOption(format!("the option peer '{text}' is not valid: {error}"))
+        }),
+        None => Ok(destination.peer()),
     }
 }
 

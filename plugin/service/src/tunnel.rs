@@ -5,8 +5,10 @@ use std::future::Future;
 use std::pin::Pin;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use vmgang_dedup::PageDigest;
 use vmgang_engine::{
-    MemberOutcome, SessionCounters, SourceError, SourceEvent, SourceOptions, SourceSession,
+    MemberOutcome, SessionCounters, SessionEnd, SourceError, SourceEvent, SourceOptions,
+    SourceSession,
 };
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -16,6 +18,9 @@ pub type Opened = (Box<dyn Session>, UnboundedReceiver<SourceEvent>);
 pub trait Tunnel: Send + Sync + 'static {
     fn connect(&self, options: SourceOptions) -> BoxFuture<'_, Result<Opened, SourceError>>;
 }
+
+/// Offers contents; see [`vmgang_engine::Offers::offer`].
+pub type OfferContents = dyn FnOnce(Vec<PageDigest>) -> BoxFuture<'static, usize> + Send;
 
 /// One open session; see [`SourceSession`] for what each method does.
 pub trait Session: Send + Sync + 'static {
@@ -28,7 +33,11 @@ pub trait Session: Send + Sync + 'static {
         &self,
         member: usize,
     ) -> BoxFuture<'_, Result<Option<MemberOutcome>, SourceError>>;
-    fn close(self: Box<Self>) -> BoxFuture<'static, SessionCounters>;
+    fn has_stage(&self) -> bool;
+    fn may_find_contents(&self) -> bool;
+    /// What offers contents, also while others use the session.
+    fn offers(&self) -> Box<OfferContents>;
+    fn close(self: Box<Self>) -> BoxFuture<'static, SessionEnd>;
 }
 
 /// The real engine.
@@ -71,7 +80,20 @@ impl Session for SourceSession {
         Box::pin(SourceSession::member_outcome(self, member))
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, SessionCounters> {
+    fn has_stage(&self) -> bool {
+        SourceSession::has_stage(self)
+    }
+
+    fn may_find_contents(&self) -> bool {
+        SourceSession::may_find_contents(self)
+    }
+
+    fn offers(&self) -> Box<OfferContents> {
+        let offer = self.offers();
+        Box::new(move |digests| Box::pin(offer.offer(digests)))
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, SessionEnd> {
         Box::pin(SourceSession::close(*self))
     }
 }

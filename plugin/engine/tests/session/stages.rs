@@ -77,8 +77,10 @@ async fn stage_all(stage: &StageSession, guests: &[Vec<Option<Page>>]) -> usize 
     let mut staged = 0;
     for guest in guests {
         for pages in guest.iter().flatten().collect::<Vec<_>>().chunks(64) {
+            let digest = |page: &&Page| PageDigest::of(page_key().digest_key(), page);
+            let digests = pages.iter().map(digest).collect();
             let pages = pages.iter().flat_map(|page| page.iter().copied());
-            let sent = stage.send(pages.collect()).await;
+            let sent = stage.send(pages.collect(), digests).await;
             staged += sent.unwrap_or_else(|error| panic!("{error}: {:?}", stage.ended()));
         }
     }
@@ -99,7 +101,7 @@ async fn migrate(
     let (session, mut events) = SourceSession::connect(options).await.expect("accepted");
     let has_stage = session.has_stage();
     if offer {
-        session.offer(digests).await;
+        session.offers().offer(digests).await;
     }
     run(pair, &session, &mut events, guests)
         .await
@@ -200,6 +202,19 @@ async fn what_was_staged_is_not_sent_again() {
         pair.host.ended.lock().unwrap().contains(&STAGE)
     })
     .await;
+}
+
+/// A page that was written to between the scan and the copy is another content.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_not_what_was_wanted_is_not_staged() {
+    let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
+    let stage = StageSession::connect(stage_options(&pair, 1))
+        .await
+        .expect("accepted");
+    let digests = [1, 2].map(|seed| PageDigest::of(page_key().digest_key(), &page(seed)));
+    let pages = [page(1), page(3)].concat();
+    assert_eq!(stage.send(pages, digests.to_vec()).await.expect("sent"), 1);
+    assert!(stage.has(&digests[0]) && !stage.has(&digests[1]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -424,7 +439,7 @@ async fn a_destination_that_claims_what_it_has_not_ends_the_migration_cleanly() 
     let digests = options.scanned.census().unwrap().by_worth();
     let digests = digests.iter().map(|of| of.digest).collect();
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
-    session.offer(digests).await;
+    session.offers().offer(digests).await;
     let error = run(&pair, &session, &mut events, &guests)
         .await
         .expect_err("it has not");
@@ -454,7 +469,9 @@ async fn an_answer_that_does_not_fit_its_offer_ends_the_session() {
     .await;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let digests = scanned(&guests).census().unwrap().by_worth();
-    let offered = session.offer(digests.iter().map(|of| of.digest).collect());
+    let offered = session
+        .offers()
+        .offer(digests.iter().map(|of| of.digest).collect());
     assert_eq!(offered.await, 0);
     let failed = event(&mut events, |event| {
         matches!(event, SourceEvent::SessionFailed { .. })

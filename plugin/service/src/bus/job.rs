@@ -11,7 +11,7 @@ use crate::error::ServiceError;
 use crate::job::{Control, Job, JobView, MemberView};
 use crate::request::bandwidth;
 
-type Dictionary = HashMap<String, OwnedVariant>;
+pub(super) type Dictionary = HashMap<String, OwnedVariant>;
 
 pub struct JobObject {
     job: Arc<Job>,
@@ -166,7 +166,7 @@ fn statistics(view: &JobView) -> Dictionary {
     statistics
 }
 
-fn dictionary<const N: usize>(pairs: [(&str, Variant<'static>); N]) -> Dictionary {
+pub(super) fn dictionary<const N: usize>(pairs: [(&str, Variant<'static>); N]) -> Dictionary {
     pairs
         .into_iter()
         // Only file descriptors cannot be owned, and there are none here.

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use vmgang_libvirt::DomainInfo;
 use zbus::message::Header;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, interface};
 
 use super::authorize::{Permission, check};
+use super::job::{Dictionary, dictionary};
 use super::{job_path, publish};
 use crate::coordinator::Coordinator;
 use crate::error::ServiceError;
 use crate::gangs;
-use crate::request::MigrateRequest;
+use crate::request::{MigrateRequest, PrepareRequest};
+use crate::stages::StageView;
 
 /// name, running members, all members
 type GangLine = (String, u32, u32);
@@ -113,6 +115,65 @@ impl Manager {
         publish(connection, self.coordinator.clone(), job).await
     }
 
+    /// What a migration of the gang's running members would send, as one JSON object: counts of each
+    /// member's pages, which pages of one the other has as well, and bytes by technique of one pass
+    /// over the memory as it is. Reads that memory, which takes a second for each two gigabytes.
+    #[zbus(out_args("result"))]
+    async fn estimate(
+        &self,
+        gang: String,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, ServiceError> {
+        check(connection, &header, Permission::Read).await?;
+        no_options(options)?;
+        self.coordinator.estimate(&gang).await
+    }
+
+    /// Stages a gang's contents at its destination: a migration to there that begins within the time
+    /// finds them. Returns once the destination has accepted it. Options: bandwidth (t, MiB/s); for
+    /// (t, s: how long it is kept, 3600 unless said); peer (s, HOST:PORT of the other vmgangd).
+    #[zbus(out_args("stage"))]
+    async fn prepare(
+        &self,
+        gang: String,
+        destination: String,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, ServiceError> {
+        check(connection, &header, Permission::Migrate).await?;
+        let request = PrepareRequest::parse(&gang, &destination, options)?;
+        self.coordinator.prepare(request).await
+    }
+
+    /// The stages that this host fills, and then those that it holds for others: id (s), direction
+    /// (s, outgoing or incoming), gang (s), peer (s, the destination or the source's name), state (s:
+    /// scanning, staging, fresh, taken or ended), error (s), contents (t, pages), bytes (t, of these),
+    /// wire_bytes (t), found (t, of the pages, those that the destination had), remaining_bytes (t),
+    /// refreshed and expires (t, seconds since 1970).
+    #[zbus(out_args("stages"))]
+    async fn list_stages(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Vec<Dictionary>, ServiceError> {
+        check(connection, &header, Permission::Read).await?;
+        Ok(self.coordinator.stages().iter().map(stage).collect())
+    }
+
+    /// Drops a stage that this host fills.
+    async fn abort_stage(
+        &self,
+        id: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), ServiceError> {
+        check(connection, &header, Permission::Migrate).await?;
+        self.coordinator.abort_stage(&id)
+    }
+
     /// All jobs this daemon knows, ended ones too, the newest first: path, id, gang (empty if
     /// single domains were migrated), destination, state, start in seconds since 1970.
     #[zbus(out_args("jobs"))]
@@ -152,6 +213,43 @@ impl Manager {
     fn peers(&self) -> Vec<String> {
         self.coordinator.peers()
     }
+}
+
+fn no_options(options: HashMap<String, OwnedVariant>) -> Result<(), ServiceError> {
+    match options.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(ServiceError::InvalidOption(format!(
+            "there is no option {name}"
+        ))),
+    }
+}
+
+fn stage(stage: &StageView) -> Dictionary {
+    let direction = match stage.outgoing {
+        true => "outgoing",
+        false => "incoming",
+    };
+    let bytes = stage
+        .contents
+        .saturating_mul(vmgang_dedup::PAGE_BYTES as u64);
+    dictionary([
+        ("id", Variant::from(stage.id.clone())),
+        ("direction", Variant::from(direction)),
+        ("gang", Variant::from(stage.gang.clone())),
+        ("peer", Variant::from(stage.peer.clone())),
+        ("state", Variant::from(stage.state.as_str())),
+        (
+            "error",
+            Variant::from(stage.error.clone().unwrap_or_default()),
+        ),
+        ("contents", Variant::from(stage.contents)),
+        ("bytes", Variant::from(bytes)),
+        ("wire_bytes", Variant::from(stage.wire_bytes)),
+        ("found", Variant::from(stage.found)),
+        ("remaining_bytes", Variant::from(stage.remaining_bytes)),
+        ("refreshed", Variant::from(stage.refreshed_unix_s)),
+        ("expires", Variant::from(stage.expires_unix_s)),
+    ])
 }
 
 fn member_line(domain: DomainInfo) -> MemberLine {
