@@ -6,9 +6,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use common::{Fake, domain};
+use common::{Fake, domain, knowledge};
 use uuid::Uuid;
-use vmgang_engine::{DestinationHost, MemberOffer, Offer, PeerName};
+use vmgang_engine::{DestinationHost, MemberOffer, Offer, PeerName, Purpose, Transport};
 use vmgang_libvirt::DomainState;
 use vmgang_service::config::WindowBudget;
 use vmgang_service::peers::{Admittance, Peers};
@@ -18,7 +18,11 @@ const GIB: u64 = 1 << 30;
 
 /// A host with so much memory available, whatever happens.
 fn host(fake: &Fake, available_bytes: u64) -> Admittance {
+    let (_, stages, contents) = knowledge(fake);
     Admittance {
+        stages,
+        contents,
+        page_key: Box::new(|| Some(Transport::Plain.page_key())),
         hypervisor: Arc::new(fake.clone()),
         peers: Arc::new(Peers::default()),
         allow_peers: Vec::new(),
@@ -46,11 +50,16 @@ fn offer(guest_bytes: u64) -> Offer {
 }
 
 fn admit(host: &Admittance, offer: &Offer) -> Result<u64, String> {
+    admit_for(host, offer, Purpose::Migrate { stage: None })
+}
+
+fn admit_for(host: &Admittance, offer: &Offer, purpose: Purpose) -> Result<u64, String> {
     let peer = PeerName {
         address: "10.0.0.1:5000".parse().expect("an address"),
         certificate_names: Vec::new(),
     };
-    host.admit(offer, &peer).map(|a| a.window_budget_bytes)
+    host.admit(offer, purpose, &peer)
+        .map(|a| a.window_budget_bytes)
 }
 
 #[test]
@@ -95,4 +104,41 @@ fn a_guest_that_has_arrived_is_not_counted_twice() {
     fake.push(guest);
     // 4 GiB less the first one's window and its own guest, a quarter.
     assert_eq!(admit(&host, &second), Ok((2560 - 384) * MIB / 4));
+}
+
+#[test]
+fn a_stage_takes_its_window_and_its_migration_takes_that_over() {
+    let host = host(&Fake::new(&[]), 4 * GIB);
+    let mut gang = offer(GIB);
+    gang.gang = "web".into();
+    let mut stage = gang.clone();
+    stage.job = Uuid::new_v4();
+    let window = admit_for(&host, &stage, Purpose::Stage { seconds: 60 });
+    assert_eq!(window, Ok(768 * MIB));
+    let shown = host.stages.list();
+    assert_eq!(
+        (shown.len(), shown[0].outgoing, shown[0].gang.as_str()),
+        (1, false, "web")
+    );
+    host.staged(stage.job, 7, 2);
+    assert_eq!(
+        (host.stages.list()[0].contents, host.stages.list()[0].found),
+        (7, 2)
+    );
+    // Its guests do not come yet: another gang gets more than if they did.
+    let other = offer(GIB);
+    assert_eq!(admit(&host, &other), Ok(576 * MIB));
+    host.session_ended(other.job);
+
+    // The migration asks for what the stage has got, and gets that, neither more nor less.
+    gang.window_budget_bytes = 768 * MIB;
+    let taking = Purpose::Migrate {
+        stage: Some(stage.job),
+    };
+    assert_eq!(admit_for(&host, &gang, taking), Ok(768 * MIB));
+    host.session_ended(stage.job);
+    assert!(host.stages.list().is_empty());
+    // Its guests count now, and the window once.
+    let error = admit(&host, &offer(9 * GIB / 4)).expect_err("1792 MiB are promised");
+    assert!(error.contains("need 1792 MiB"), "{error}");
 }

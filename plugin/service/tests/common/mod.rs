@@ -9,21 +9,29 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Barrier, mpsc, watch};
 use uuid::Uuid;
+use vmgang_dedup::{
+    BlockSnapshot, DigestKey, Fingerprinter, PAGE_BYTES, Page, PageDigest, Snapshot,
+};
 use vmgang_engine::{
-    MemberCounters, MemberOutcome, Saved, SessionCounters, SourceError, SourceEvent, SourceOptions,
-    Transport, Workers,
+    MemberCounters, MemberOutcome, Saved, SessionCounters, SessionEnd, SourceError, SourceEvent,
+    SourceOptions, Transport, Workers,
 };
 use vmgang_libvirt::{
     DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
     ListedDomain, Membership, MigrateOptions, QemuUser,
 };
 use vmgang_service::bus;
-use vmgang_service::config::WindowBudget;
+use vmgang_service::config::{RecallConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts};
+use vmgang_service::guests::{GuestRam, Guests};
 use vmgang_service::history::History;
 use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
 use vmgang_service::peers::Peers;
-use vmgang_service::tunnel::{BoxFuture, Opened, Session, Tunnel};
+use vmgang_service::recall::Contents;
+use vmgang_service::scans::Scans;
+use vmgang_service::stages::Stages;
+use vmgang_service::tunnel::{BoxFuture, OfferContents, Opened, Session, Tunnel};
+use vmgang_snapshot::{Pace, ScanReport, SnapshotError};
 use zbus::{Connection, OwnedObjectPath, Proxy, Variant};
 
 pub const URI: &str = "qemu+tls://b/system";
@@ -89,6 +97,7 @@ pub struct Fake {
     pub sessions: Arc<AtomicUsize>,
     /// The peer tells how members ended once it was asked about so many.
     pub outcomes: Arc<Barrier>,
+    pub ram: FakeRam,
 }
 
 #[derive(Clone)]
@@ -139,6 +148,7 @@ impl Fake {
             calls: Arc::default(),
             sessions: Arc::default(),
             outcomes: Arc::new(Barrier::new(1)),
+            ram: FakeRam::default(),
         }
     }
 
@@ -472,10 +482,127 @@ impl Session for FakeSession {
             }))
         })
     }
-    fn close(self: Box<Self>) -> BoxFuture<'static, SessionCounters> {
-        let counters = self.counters();
-        Box::pin(async move { counters })
+    fn has_stage(&self) -> bool {
+        false
     }
+    fn may_find_contents(&self) -> bool {
+        false
+    }
+    fn offers(&self) -> Box<OfferContents> {
+        Box::new(|_| Box::pin(async { 0 }))
+    }
+    fn close(self: Box<Self>) -> BoxFuture<'static, SessionEnd> {
+        let counters = self.counters();
+        Box::pin(async move {
+            SessionEnd {
+                counters,
+                remains: None,
+            }
+        })
+    }
+}
+
+/// The memory of scripted guests, which tests write to.
+#[derive(Clone, Default)]
+pub struct FakeRam(Arc<Mutex<HashMap<Uuid, Ram>>>);
+
+#[derive(Clone)]
+pub struct Ram {
+    pub pages: Arc<Mutex<Vec<Option<Page>>>>,
+    pub alive: Arc<AtomicBool>,
+    /// Scans there were.
+    pub scans: Arc<AtomicUsize>,
+}
+
+impl FakeRam {
+    pub fn add(&self, uuid: Uuid, pages: Vec<Option<Page>>) -> Ram {
+        let ram = Ram {
+            pages: Arc::new(Mutex::new(pages)),
+            alive: Arc::new(AtomicBool::new(true)),
+            scans: Arc::default(),
+        };
+        self.0.lock().expect("lock").insert(uuid, ram.clone());
+        ram
+    }
+}
+
+impl Guests for FakeRam {
+    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, Result<Arc<dyn GuestRam>, String>)> {
+        let known = self.0.lock().expect("lock");
+        let open = |uuid: &Uuid| {
+            let ram = known.get(uuid)?.clone();
+            let alive = ram.alive.load(Ordering::SeqCst);
+            alive.then(|| (*uuid, Ok(Arc::new(ram) as Arc<dyn GuestRam>)))
+        };
+        uuids.iter().filter_map(open).collect()
+    }
+}
+
+impl GuestRam for Ram {
+    fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    fn empty_snapshot(&self) -> Snapshot {
+        let pages = self.pages.lock().expect("lock").len();
+        Snapshot::new(vec![BlockSnapshot::new("pc.ram", pages)])
+    }
+
+    fn scan(
+        &self,
+        key: &DigestKey,
+        snapshot: &mut Snapshot,
+        pace: &mut dyn Pace,
+    ) -> Result<ScanReport, SnapshotError> {
+        let prints = Fingerprinter::new(key);
+        for (number, page) in self.pages.lock().expect("lock").iter().enumerate() {
+            if pace.pause(Duration::ZERO).is_break() {
+                return Err(SnapshotError::Stopped);
+            }
+            let block = &mut snapshot.blocks_mut()[0];
+            match page {
+                None => block.set_hole(number),
+                Some(page) => {
+                    let digest = PageDigest::of(key, page);
+                    block.set_content(number, prints.of(page), digest)
+                }
+            };
+        }
+        snapshot.scanned();
+        self.scans.fetch_add(1, Ordering::SeqCst);
+        Ok(ScanReport::default())
+    }
+
+    fn read_page(&self, _: usize, page: usize, out: &mut Page) -> Result<(), SnapshotError> {
+        let pages = self.pages.lock().expect("lock");
+        match pages.get(page) {
+            Some(page) => {
+                *out = page.unwrap_or([0; PAGE_BYTES]);
+                Ok(())
+            }
+            None => Err(SnapshotError::Gone { pid: 1 }),
+        }
+    }
+}
+
+/// A page of its own for each number.
+pub fn page(content: u64) -> Page {
+    let mut page = [9; PAGE_BYTES];
+    page[..8].copy_from_slice(&content.to_le_bytes());
+    page
+}
+
+/// What a host knows of memory, with nothing known yet.
+pub fn knowledge(fake: &Fake) -> (Arc<Scans>, Arc<Stages>, Arc<Contents>) {
+    let scans = Scans::new(Arc::new(fake.ram.clone()));
+    let available_bytes = fake.available_bytes;
+    let contents = Contents::new(
+        RecallConfig::default(),
+        scans.clone(),
+        Arc::new(fake.clone()),
+        Box::new(move || Ok(available_bytes)),
+    );
+    (scans, Arc::new(Stages::default()), Arc::new(contents))
 }
 
 /// A served D-Bus surface and a client of it, joined by a socket pair.
@@ -493,6 +620,7 @@ impl Rig {
         let state_dir = tempfile::tempdir().expect("a directory");
         let transport = fake.transport.clone();
         let available_bytes = fake.available_bytes;
+        let (scans, stages, contents) = knowledge(&fake);
         let coordinator = Coordinator::open(Parts {
             hypervisor: Arc::new(fake.clone()),
             tunnel: Arc::new(FakeTunnel(fake.clone())),
@@ -504,6 +632,9 @@ impl Rig {
             available_memory: Box::new(move || Ok(available_bytes)),
             workers: Workers::per_processor().expect("threads"),
             connections: std::num::NonZeroUsize::MIN,
+            scans,
+            stages,
+            contents,
         })
         .await
         .expect("opens");
