@@ -167,7 +167,7 @@ impl DecodePipeline {
     }
 
     /// Takes the window from a session that is over, once every frame so far is verified.
-    pub(crate) async fn into_window(&self) -> Option<PageWindow> {
+    pub(crate) async fn take_window(&self) -> Option<PageWindow> {
         self.drained().await;
         let decoder = self.shared.turns().decoder.take();
         decoder.map(Decoder::into_window)

@@ -104,7 +104,7 @@ pub(crate) async fn run(
     tasks.shutdown().await;
     let result = match result {
         Ok(End::Taken(answer)) => {
-            let window = pipeline.into_window().await;
+            let window = pipeline.take_window().await;
             // What was promised for it is promised to the migration by now.
             drop(ended);
             if let Some(window) = window {

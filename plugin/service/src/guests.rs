@@ -7,10 +7,13 @@ use uuid::Uuid;
 use vmgang_dedup::{DigestKey, Page, Snapshot};
 use vmgang_snapshot::{GuestMemory, Pace, QemuProcess, ScanReport, Scanner, SnapshotError};
 
+/// A guest's memory, or why it cannot be read.
+pub type Opened = Result<Arc<dyn GuestRam>, String>;
+
 /// Finds guests' memory.
 pub trait Guests: Send + Sync + 'static {
     /// The memory of each of these that runs here, or why it cannot be read. Blocks.
-    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, Result<Arc<dyn GuestRam>, String>)>;
+    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, Opened)>;
 }
 
 /// One guest's memory; see [`GuestMemory`].
@@ -31,7 +34,7 @@ pub trait GuestRam: Send + Sync + 'static {
 pub struct Qemus;
 
 impl Guests for Qemus {
-    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, Result<Arc<dyn GuestRam>, String>)> {
+    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, Opened)> {
         let found = match QemuProcess::find(uuids) {
             Ok(found) => found,
             Err(error) => {

@@ -17,7 +17,7 @@ use vmgang_libvirt::DomainState;
 use vmgang_snapshot::{Budget, Pace, SnapshotError, Unpaced, idle_priority};
 
 use crate::config::ScanConfig;
-use crate::guests::{GuestRam, Guests};
+use crate::guests::{GuestRam, Guests, Opened};
 use crate::hypervisor::Hypervisor;
 
 /// How often guests are looked for.
@@ -131,7 +131,7 @@ impl Scans {
             .copied()
             .filter(|uuid| fresh(uuid).is_none())
             .collect();
-        let mut opened: HashMap<Uuid, Result<Arc<dyn GuestRam>, String>> = HashMap::new();
+        let mut opened: HashMap<Uuid, Opened> = HashMap::new();
         if !stale.is_empty() {
             opened = self.guests.open(&stale).into_iter().collect();
         }

@@ -344,7 +344,7 @@ impl<'a> Frame<'a> {
             },
             Kind::Stage => {
                 let data = decode_data(r)?;
-                if data.stream_len as usize % PAGE_BYTES != 0 {
+                if !(data.stream_len as usize).is_multiple_of(PAGE_BYTES) {
                     return Err(WireError::Value("page_bytes"));
                 }
                 Frame::Stage(data)

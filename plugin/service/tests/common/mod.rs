@@ -23,7 +23,7 @@ use vmgang_libvirt::{
 use vmgang_service::bus;
 use vmgang_service::config::{RecallConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts};
-use vmgang_service::guests::{GuestRam, Guests};
+use vmgang_service::guests::{self, GuestRam, Guests};
 use vmgang_service::history::History;
 use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
 use vmgang_service::peers::Peers;
@@ -527,7 +527,7 @@ impl FakeRam {
 }
 
 impl Guests for FakeRam {
-    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, Result<Arc<dyn GuestRam>, String>)> {
+    fn open(&self, uuids: &[Uuid]) -> Vec<(Uuid, guests::Opened)> {
         let known = self.0.lock().expect("lock");
         let open = |uuid: &Uuid| {
             let ram = known.get(uuid)?.clone();

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
-    Purpose, Scanned, SessionCounters, SocketOwner, SourceEvent, SourceOptions, SourceSession, TlsFiles, TlsIdentity,
-    Transport, Workers,
+    Purpose, Scanned, SessionCounters, SocketOwner, SourceEvent, SourceOptions, SourceSession,
+    TlsFiles, TlsIdentity, Transport, Workers,
 };
 
 use super::relay;
