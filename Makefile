@@ -2,6 +2,8 @@
 PREFIX  ?= /usr
 # Options of the benchmark, such as BENCH='--link 100mbit --repetitions 3'.
 BENCH   ?=
+# The same of the measurement of preparing, such as PREPARED='--guests idle --repetitions 5'.
+PREPARED ?=
 # Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
 # options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
 # REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
@@ -20,7 +22,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian lint demo bench record replay ablation deny fuzz stage
+.PHONY: help setup build install test test-debian lint demo bench prepared record replay ablation deny fuzz stage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -66,6 +68,10 @@ demo: stage ## four guests move together from one host to another, beside stock 
 bench: stage ## the table of docs/benchmarks.md, all contenders in one run
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/bench" --json "$(CARGO_TARGET_DIR)/bench.json" $(BENCH)
+
+prepared: stage ## what preparing saves, and what is saved by what is there already (PREPARED)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/prepared" --json "$(CARGO_TARGET_DIR)/prepared.json" $(PREPARED)
 
 # Inputs found on the way stay in the build directory; tests/corpus has the seeds.
 FUZZ_SECONDS ?= 60

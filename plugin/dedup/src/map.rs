@@ -124,6 +124,23 @@ impl DedupMap {
         self.table.iter().map(slot)
     }
 
+    /// The peer has these contents in its first slots, before anything was sent.
+    pub fn adopt(&mut self, digests: &[PageDigest]) {
+        let room = self.capacity as usize - self.digests.len();
+        for digest in digests.iter().take(room) {
+            match self.has(digest) {
+                // Its second slot is of no use.
+                true => {
+                    self.push(*digest, Member::DESTINATION, NO_CONTENT);
+                }
+                false => {
+                    let slot = self.push(*digest, Member::DESTINATION, UNKNOWN);
+                    self.insert(*digest, slot);
+                }
+            }
+        }
+    }
+
     /// A slot for a content that the peer is asked about: one that was never filled. It is
     /// neither referred to nor given up until [`answered`](Self::answered). `None` for a content
     /// that the peer has, and if no such slot is left.

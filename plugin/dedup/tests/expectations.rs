@@ -263,3 +263,24 @@ fn expectations_take_no_more_than_they_say() {
     let bytes = map.memory_bytes() as f64 / f64::from(contents);
     assert!(bytes <= 40.0, "{bytes} bytes a page");
 }
+
+#[test]
+fn adopted_contents_have_the_first_slots_and_give_way_like_others() {
+    let mut map = DedupMap::new(4);
+    map.adopt(&[digest(1), digest(2), digest(1)]);
+    assert_eq!(map.len(), 2);
+    let at = |slot| Verdict::Reference {
+        slot: Slot(slot),
+        first_sender: Member::DESTINATION,
+    };
+    assert_eq!(map.judge(digest(2), Member(0)), at(1));
+    assert_eq!(map.judge(digest(1), Member(0)), at(0));
+    // The twice told one's slot is free, then the last one, then the oldest.
+    for (content, slot) in [(10, 2), (11, 3), (12, 1), (13, 0)] {
+        let verdict = map.judge(digest(content), Member(0));
+        assert_eq!(verdict, Verdict::Define { slot: Slot(slot) });
+    }
+    let mut small = DedupMap::new(1);
+    small.adopt(&[digest(1), digest(2)]);
+    assert_eq!(small.len(), 1);
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::sync::mpsc;
-use vmgang_dedup::{DigestKey, PAGE_BYTES, Page, PageDigest, Slot};
+use vmgang_dedup::{DigestKey, PAGE_BYTES, Page, PageDigest, PageWindow, Slot, WindowError};
 use vmgang_wire::{Frame, Have, OFFERS_MAX, Offer, Offered};
 
 use crate::connection::FrameQueue;
@@ -24,6 +24,48 @@ pub trait Recall: Send + Sync {
     /// Copies what it has of these contents, each to `found` with its place in `digests`. What is
     /// not what it should be any more does no harm.
     fn find(&self, digests: &[PageDigest], found: &mut dyn FnMut(usize, &Page));
+
+    /// Copies what will surely be asked for to `found`, each once, with the digest it should have;
+    /// at most `most`.
+    fn likely(&self, most: usize, found: &mut dyn FnMut(&PageDigest, &Page));
+}
+
+/// Puts what will surely be asked for into the first slots of an empty window. Returns what is
+/// there, slot by slot.
+pub(crate) fn announce(
+    recall: &dyn Recall,
+    key: &DigestKey,
+    window: &mut PageWindow,
+) -> Result<Vec<PageDigest>, WindowError> {
+    // Something is to be left for what nobody has had.
+    let most = window.slots() as usize / 8 * 7;
+    let mut announced = Vec::new();
+    let mut result = Ok(());
+    let mut batch: (Vec<PageDigest>, Vec<u8>) = Default::default();
+    let mut put = |batch: &mut (Vec<PageDigest>, Vec<u8>)| {
+        let (wanted, pages) = std::mem::take(batch);
+        let pages: Vec<&Page> = pages
+            .chunks_exact(PAGE_BYTES)
+            .filter_map(<[u8]>::first_chunk)
+            .collect();
+        let mut digests = Vec::with_capacity(pages.len());
+        PageDigest::of_many(key, &pages, &mut digests);
+        for ((page, digest), wanted) in pages.into_iter().zip(digests).zip(wanted) {
+            if digest == wanted && announced.len() < most && result.is_ok() {
+                result = window.define(Slot(announced.len() as u32), page);
+                announced.push(digest);
+            }
+        }
+    };
+    recall.likely(most, &mut |digest, page| {
+        batch.0.push(*digest);
+        batch.1.extend_from_slice(page);
+        if batch.0.len() == COPIED_PAGES {
+            put(&mut batch);
+        }
+    });
+    put(&mut batch);
+    result.map(|()| announced)
 }
 
 /// Found contents on their way into the window.
@@ -184,6 +226,28 @@ mod tests {
                 found(place, &page(content));
             }
         }
+
+        fn likely(&self, most: usize, found: &mut dyn FnMut(&PageDigest, &Page)) {
+            for content in 0..most as u8 + 9 {
+                let digest = PageDigest::of(&KEY, &page(content));
+                found(&digest, &page(content | 1));
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_right_is_announced_and_no_more_than_fits() {
+        let mut window = PageWindow::new(16);
+        let announced = announce(&Liar, &KEY, &mut window).expect("memory");
+        // Every other one is another page.
+        let right: Vec<u8> = (0..23).filter(|content| content % 2 == 1).collect();
+        assert_eq!(announced.len(), right.len());
+        for (slot, content) in right.into_iter().enumerate() {
+            assert_eq!(window.get(Slot(slot as u32)), Ok(&page(content)));
+            assert_eq!(announced[slot], PageDigest::of(&KEY, &page(content)));
+        }
+        let mut small = PageWindow::new(8);
+        assert_eq!(announce(&Liar, &KEY, &mut small).expect("memory").len(), 7);
     }
 
     #[test]

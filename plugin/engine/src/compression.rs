@@ -107,6 +107,11 @@ impl Budget {
     }
 }
 
+/// Slots of a session's page window.
+pub(crate) fn window_slots(budget_bytes: u64) -> u32 {
+    vmgang_dedup::slots_in(Budget::of(budget_bytes).page_window_bytes)
+}
+
 /// Leaves out a channel's payloads for a while after one that would not shrink: random or
 /// encrypted memory seldom comes alone.
 #[derive(Debug, Default)]

@@ -12,16 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use vmgang_dedup::{DigestKey, PageWindow, slots_in};
+use vmgang_dedup::{DigestKey, PageDigest, PageWindow, WindowError};
 use vmgang_wire::{
-    CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, FRAME_CREDIT_BYTES_MIN, Frame, FrameHeader,
-    Hello, Kind, MoreConnections, RETURN_CREDIT_BYTES, RefuseCode, Welcome,
+    Announce, CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, FRAME_CREDIT_BYTES_MIN, Frame,
+    FrameHeader, Hello, Kind, MoreConnections, OFFER_CONTENTS_MAX, RETURN_CREDIT_BYTES, RefuseCode,
+    Welcome,
 };
 
 use crate::PageKey;
-use crate::answers::{Answering, Answers, Recall};
+use crate::answers::{Answering, Answers, Recall, announce};
 use crate::buffers::Buffers;
-use crate::compression::Budget;
+use crate::compression::window_slots;
 use crate::connection::{FrameQueue, FrameReader, ReadError, frame_queue, write_frames};
 use crate::decode::Piece;
 use crate::decode_pipeline::DecodePipeline;
@@ -89,15 +90,30 @@ pub(crate) async fn run(
     writer: impl AsyncWrite + Unpin + Send + 'static,
 ) -> Result<(), String> {
     let _ended = job.ended();
-    let staged = job.window.take();
+    let slots = window_slots(job.admission.window_budget_bytes);
+    let staged = job.window.take().filter(|window| window.slots() == slots);
+    let has_stage = staged.is_some();
+    let (window, announced) = match staged {
+        Some(window) => (Some(window), Vec::new()),
+        None => likely(&job, slots).await,
+    };
     let (queue, queued) = frame_queue();
     let mut writing = JoinSet::new();
     writing.spawn(write_frames(writer, queued, None));
     let (failures, mut failed) = mpsc::unbounded_channel();
     // The further connections are kept to the end: it must not come before the reason for it.
-    let (result, _further) = match Session::start(&job, staged, queue.clone(), &failures) {
+    let (result, _further) = match Session::start(&job, window, queue.clone(), &failures) {
         Ok((mut session, welcome)) => {
-            queue.send(&Frame::Welcome(welcome));
+            queue.send(&Frame::Welcome(Welcome {
+                stage: has_stage,
+                announced: announced.len() as u32,
+                ..welcome
+            }));
+            for some in announced.chunks(OFFER_CONTENTS_MAX) {
+                let digests = some.iter().map(|digest| digest.0).collect();
+                queue.send(&Frame::Announce(Announce { digests }));
+            }
+            drop(announced);
             tracing::info!(
                 job = %job.hello.job, gang = %job.hello.gang, source = %job.hello.source_host,
                 members = job.hello.members.len(), "gang is arriving"
@@ -178,9 +194,21 @@ struct Session<'a> {
     tasks: JoinSet<()>,
 }
 
-/// Slots of a session's page window.
-pub(crate) fn window_slots(budget_bytes: u64) -> u32 {
-    slots_in(Budget::of(budget_bytes).page_window_bytes)
+/// A window with what will surely be asked for, and what that is; nothing if there is none.
+async fn likely(job: &Job, slots: u32) -> (Option<PageWindow>, Vec<PageDigest>) {
+    let Some(recall) = job.recall() else {
+        return (None, Vec::new());
+    };
+    let key = job.page_key.digest_key().clone();
+    let work = move || {
+        let mut window = PageWindow::new(slots);
+        let announced = announce(&*recall, &key, &mut window)?;
+        Ok::<_, WindowError>((window, announced))
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok((window, announced))) if !announced.is_empty() => (Some(window), announced),
+        _ => (None, Vec::new()),
+    }
 }
 
 pub(crate) fn start_pipeline(
@@ -231,8 +259,6 @@ impl<'a> Session<'a> {
         })?;
         let buffers = Buffers::default();
         let budget = job.admission.window_budget_bytes;
-        let staged = staged.filter(|window| window.slots() == window_slots(budget));
-        let has_stage = staged.is_some();
         let pipeline = start_pipeline(job, staged, &buffers, failures)?;
         let recall = job.recall();
         let contents = recall.as_ref().map_or(0, |recall| recall.contents());
@@ -265,7 +291,8 @@ impl<'a> Session<'a> {
             window_budget_bytes: budget,
             channel_credit_bytes: CHANNEL_CREDIT_BYTES,
             contents,
-            stage: has_stage,
+            stage: false,
+            announced: 0,
             more_connections: session.grant_connections(failures),
         };
         Ok((session, welcome))
@@ -419,6 +446,7 @@ impl<'a> Session<'a> {
             Frame::Refuse { text, .. } => return Err(text),
             Frame::Stage(_)
             | Frame::Have(_)
+            | Frame::Announce(_)
             | Frame::Hello(_)
             | Frame::Welcome(_)
             | Frame::Data { .. }

@@ -9,8 +9,10 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use vmgang_dedup::PageDigest;
 use vmgang_wire::{Frame, Hello, RefuseCode, STREAM_BYTES_MAX, Welcome, WireError};
 
+use crate::compression::window_slots;
 use crate::connection::{FrameReader, ReadError};
 use crate::counters::Live;
 use crate::peer::{self, Counted};
@@ -29,6 +31,8 @@ pub(crate) struct Greeted {
     pub reader: FrameReader<ReadHalf<Box<dyn Connection>>>,
     pub writer: WriteHalf<Box<dyn Connection>>,
     pub welcome: Welcome,
+    /// Contents in the first slots of the window.
+    pub announced: Vec<PageDigest>,
 }
 
 /// Connects, and sends HELLO.
@@ -51,9 +55,11 @@ pub(crate) async fn greet(
     let welcome = timeout(WELCOME_TIMEOUT, async {
         writer.write_all(&bytes).await.map_err(unreachable)?;
         writer.flush().await.map_err(unreachable)?;
-        welcome(&mut reader, peer).await
+        let welcome = welcome(&mut reader, peer).await?;
+        let announced = announced(&mut reader, peer, &welcome).await?;
+        Ok((welcome, announced))
     });
-    let welcome = welcome.await.map_err(|_| {
+    let (welcome, announced) = welcome.await.map_err(|_| {
         unreachable(io::Error::new(
             io::ErrorKind::TimedOut,
             "no answer to the handshake",
@@ -68,7 +74,49 @@ pub(crate) async fn greet(
         reader,
         writer,
         welcome,
+        announced,
     })
+}
+
+/// Reads what the destination tells of its window.
+async fn announced(
+    reader: &mut FrameReader<impl AsyncRead + Unpin>,
+    peer: &PeerAddress,
+    welcome: &Welcome,
+) -> Result<Vec<PageDigest>, SourceError> {
+    let count = welcome.announced as usize;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if welcome.stage || count > window_slots(welcome.window_budget_bytes) as usize {
+        return Err(not_offered(peer));
+    }
+    let protocol = |reason: String| SourceError::Protocol {
+        peer: peer.clone(),
+        reason,
+    };
+    let mut digests = Vec::new();
+    while digests.len() < count {
+        match reader.next().await {
+            Ok(Frame::Announce(announce)) => {
+                digests.extend(announce.digests.into_iter().map(PageDigest));
+            }
+            Ok(Frame::Alive) => {}
+            Ok(Frame::Refuse { text, .. }) => return Err(protocol(text)),
+            Ok(_) => {
+                return Err(protocol(
+                    "it tells too few contents of its window".to_owned(),
+                ));
+            }
+            Err(error) => return Err(protocol(error.to_string())),
+        }
+    }
+    match digests.len() == count {
+        true => Ok(digests),
+        false => Err(protocol(
+            "it tells too many contents of its window".to_owned(),
+        )),
+    }
 }
 
 pub(crate) fn not_offered(peer: &PeerAddress) -> SourceError {

@@ -166,6 +166,11 @@ impl SessionOrder {
         self.map.has(digest)
     }
 
+    /// See [`DedupMap::adopt`].
+    pub(crate) fn adopt(&mut self, digests: &[PageDigest]) {
+        self.map.adopt(digests);
+    }
+
     /// See [`DedupMap::offer`].
     pub(crate) fn offer(&mut self, digest: PageDigest) -> Option<Slot> {
         self.map.offer(digest)
@@ -303,6 +308,14 @@ impl Remains {
     /// Bytes of memory they take.
     pub fn memory_bytes(&self) -> u64 {
         (self.contents.len() * (PAGE_BYTES + 2 * size_of::<(PageDigest, Slot)>())) as u64
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&PageDigest, &Page)> {
+        let window = self.window.as_ref();
+        let page = move |slot: &Slot| window?.get(*slot).ok();
+        let contents = self.contents.iter();
+        contents.filter_map(move |(digest, slot)| Some((digest, page(slot)?)))
     }
 
     /// The page with this digest.

@@ -277,6 +277,7 @@ impl SourceSession {
             mut reader,
             writer,
             welcome,
+            announced,
         } = greet(&options.peer, &options.transport, offer, &live).await?;
         let takes_stage = stage.as_ref().map(|stage| stage.window_budget_bytes);
         if (welcome.more_connections.is_some() && !several)
@@ -354,6 +355,7 @@ impl SourceSession {
         let mut order = staged.unwrap_or_else(|| {
             SessionOrder::new(slots_in(budget.page_window_bytes), &options.techniques)
         });
+        order.adopt(&announced);
         if let Some(census) = scanned.census() {
             order.expect(census);
         }
@@ -646,6 +648,7 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
         Frame::Refuse { text, .. } => return Err(text),
         Frame::Stage(_)
         | Frame::Offer(_)
+        | Frame::Announce(_)
         | Frame::Hello(_)
         | Frame::Welcome(_)
         | Frame::Open { .. }

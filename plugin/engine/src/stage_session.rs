@@ -74,6 +74,7 @@ pub(crate) async fn run(
         channel_credit_bytes: STREAM_BYTES_MAX as u32,
         contents,
         stage: false,
+        announced: 0,
         more_connections: None,
     }));
     tracing::info!(

@@ -145,8 +145,9 @@ impl StageSession {
             mut reader,
             writer,
             welcome,
+            ..
         } = greet(&options.peer, &options.transport, hello, &live).await?;
-        if welcome.more_connections.is_some() || welcome.stage {
+        if welcome.more_connections.is_some() || welcome.stage || welcome.announced > 0 {
             return Err(not_offered(&options.peer));
         }
         let budget = Budget::of(welcome.window_budget_bytes);

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::task::AbortHandle;
 use uuid::Uuid;
-use vmgang_dedup::{Census, Snapshot};
 use vmgang_engine::{PageKey, Remains, Scanned, Transport, Workers};
 use vmgang_libvirt::{DomainInfo, Membership};
 
@@ -243,7 +242,7 @@ impl Coordinator {
         };
         let (session, events) = ready.opened;
         let taken = ready.taken;
-        let offering = self.offer_contents(&*session, &members, &ready.page_key, &ready.scanned);
+        let offering = offer_contents(&*session, &ready.scanned);
 
         let (job, control) = Job::start(id, request.gang(), &request.destination.uri, &members);
         let job = Arc::new(job);
@@ -311,51 +310,6 @@ impl Coordinator {
         Ok(started)
     }
 
-    /// Asks the destination for contents it may have. What the members have is known from their
-    /// scans, or found out now.
-    fn offer_contents(
-        &self,
-        session: &dyn Session,
-        members: &[DomainInfo],
-        key: &PageKey,
-        scanned: &Scanned,
-    ) -> AbortHandle {
-        let wanted = session.may_find_contents() && !session.has_stage();
-        let offer = session.offers();
-        let (scans, key, census) = (
-            self.parts.scans.clone(),
-            key.clone(),
-            scanned.census().cloned(),
-        );
-        let uuids: Vec<Uuid> = members.iter().map(|member| member.uuid).collect();
-        let task = tokio::spawn(async move {
-            if !wanted {
-                return;
-            }
-            let find = move || match census {
-                Some(census) => census.by_worth(),
-                None => {
-                    let found = scans.scan_now(&uuids, &key, Duration::MAX);
-                    let found: Vec<_> = found.into_iter().flatten().collect();
-                    let found: Vec<&Snapshot> = found.iter().map(|scan| &*scan.snapshot).collect();
-                    Census::of(&found).by_worth()
-                }
-            };
-            let Ok(contents) = tokio::task::spawn_blocking(find).await else {
-                return;
-            };
-            let offered = contents.len();
-            let digests = contents.into_iter().map(|content| content.digest).collect();
-            let found = offer(digests).await;
-            tracing::info!(
-                offered,
-                found,
-                "contents were looked for at the destination"
-            );
-        });
-        task.abort_handle()
-    }
-
     /// What a job's session leaves is kept for its members' way back.
     fn keep_contents(&self, report: &Report, key: &PageKey, remains: Option<Remains>) {
         let migrated: HashSet<Uuid> = report
@@ -417,6 +371,27 @@ impl Coordinator {
             tracing::error!("jobs did not end in time; their members are left to libvirt");
         }
     }
+}
+
+/// Asks the destination for contents it may have, if the members were scanned. What it has told
+/// unasked is not asked for again.
+fn offer_contents(session: &dyn Session, scanned: &Scanned) -> AbortHandle {
+    let wanted = session.may_find_contents() && !session.has_stage();
+    let (offer, census) = (session.offers(), scanned.census().cloned());
+    let task = tokio::spawn(async move {
+        let Some(census) = census.filter(|_| wanted) else {
+            return;
+        };
+        let by_worth = tokio::task::spawn_blocking(move || census.by_worth());
+        let Ok(contents) = by_worth.await else {
+            return;
+        };
+        let offered = contents.len();
+        let digests = contents.into_iter().map(|content| content.digest);
+        let found = offer(digests.collect()).await;
+        tracing::info!(offered, found, "the destination was asked what it has");
+    });
+    task.abort_handle()
 }
 
 /// A few names for the log.

@@ -33,6 +33,10 @@ struct Checkpoint {
     kept: Instant,
 }
 
+/// Of residents' contents, so many are told unasked: one for each eight pages that come. Telling takes
+/// 16 bytes, and a copy.
+const TOLD_ONE_IN_BYTES: u64 = 8 * vmgang_dedup::PAGE_BYTES as u64;
+
 /// All contents that offers are compared with.
 pub struct Contents {
     config: RecallConfig,
@@ -144,10 +148,18 @@ impl Contents {
             .filter(|one| one.key_id == key.id())
         {
             let same_gang = !offer.gang.is_empty() && one.gang == offer.gang;
-            if same_gang || !one.members.is_disjoint(&coming) {
+            if !one.members.is_disjoint(&coming) {
+                found.checkpoints.insert(0, one.remains.clone());
+                found.returning += 1;
+            } else if same_gang {
                 found.checkpoints.push(one.remains.clone());
             }
         }
+        let guests = offer
+            .members
+            .iter()
+            .fold(0u64, |sum, member| sum.saturating_add(member.memory_bytes));
+        found.told = usize::try_from(guests / TOLD_ONE_IN_BYTES).unwrap_or(usize::MAX);
         if self.config.residents && !offer.gang.is_empty() {
             self.index_residents(&offer.gang, &coming, key, &mut found);
         }
@@ -175,11 +187,19 @@ impl Contents {
             found.residents.push(scan.memory.clone());
             for (number, block) in scan.snapshot.blocks().iter().enumerate() {
                 for page in 0..block.pages() {
-                    if let PageState::Content(digest) = block.state(page)
-                        && found.index.len() < INDEXED_MAX
-                    {
-                        let place = (resident, number as u32, page as u32);
-                        found.index.entry(digest).or_insert(place);
+                    let PageState::Content(digest) = block.state(page) else {
+                        continue;
+                    };
+                    if let Some(known) = found.index.get_mut(&digest) {
+                        known.pages += 1;
+                    } else if found.index.len() < INDEXED_MAX {
+                        let place = Place {
+                            guest: resident,
+                            block: number as u32,
+                            page: page as u32,
+                            pages: 1,
+                        };
+                        found.index.insert(digest, place);
                     }
                 }
             }
@@ -191,9 +211,21 @@ impl Contents {
 #[derive(Default)]
 struct Found {
     checkpoints: Vec<Arc<Remains>>,
+    /// The first of these are of members that come back.
+    returning: usize,
     residents: Vec<Arc<dyn GuestRam>>,
-    /// Guest, block and page by content.
-    index: HashMap<PageDigest, (u32, u32, u32)>,
+    /// Contents of residents.
+    index: HashMap<PageDigest, Place>,
+    /// Contents of residents to be told before anybody asks: those that most pages have.
+    told: usize,
+}
+
+/// Where a content is, and how many pages have it.
+struct Place {
+    guest: u32,
+    block: u32,
+    page: u32,
+    pages: u32,
 }
 
 impl Recall for Found {
@@ -210,19 +242,49 @@ impl Recall for Found {
                 found(place, page);
                 continue;
             }
-            let Some((resident, block, page)) = self.index.get(digest) else {
-                continue;
-            };
-            let Some(guest) = self.residents.get(*resident as usize) else {
+            let Some(known) = self.index.get(digest) else {
                 continue;
             };
             // The engine looks whether it is still that content.
-            if guest
-                .read_page(*block as usize, *page as usize, &mut copy)
-                .is_ok()
-            {
+            if self.copy(known, &mut copy) {
                 found(place, &copy);
             }
         }
+    }
+
+    fn likely(&self, most: usize, found: &mut dyn FnMut(&PageDigest, &Page)) {
+        let mut left = most;
+        let mut told = HashSet::new();
+        for remains in self.checkpoints.iter().take(self.returning) {
+            for (digest, page) in remains.iter().take(left) {
+                if told.insert(*digest) {
+                    found(digest, page);
+                }
+            }
+            left = most.saturating_sub(told.len());
+        }
+        let mut residents: Vec<(&PageDigest, &Place)> = self.index.iter().collect();
+        // Of two that are as frequent, neighbours stay neighbours.
+        residents.sort_unstable_by_key(|(_, place)| {
+            let reverse = std::cmp::Reverse(place.pages);
+            (reverse, place.guest, place.block, place.page)
+        });
+        let mut copy = [0; vmgang_dedup::PAGE_BYTES];
+        for (digest, place) in residents.into_iter().take(left.min(self.told)) {
+            if !told.contains(digest) && self.copy(place, &mut copy) {
+                found(digest, &copy);
+            }
+        }
+    }
+}
+
+impl Found {
+    /// Copies what is in a resident's page now.
+    fn copy(&self, place: &Place, out: &mut Page) -> bool {
+        let Some(guest) = self.residents.get(place.guest as usize) else {
+            return false;
+        };
+        let (block, page) = (place.block as usize, place.page as usize);
+        guest.read_page(block, page, out).is_ok()
     }
 }

@@ -134,6 +134,16 @@ fn members_that_run_here_answer_their_own_gang_only() {
         },
     );
     assert!(found == [(1, page(3)), (2, page(1))]);
+    // The same unasked, what two pages have first, within a share of what comes.
+    let mut likely = Vec::new();
+    recall.likely(2, &mut |digest, page: &Page| likely.push((*digest, *page)));
+    assert!(likely == [(digest(2), page(2)), (digest(1), page(1))]);
+    let mut small = offer("web", &coming);
+    small.members[0].memory_bytes = 8 * 4096;
+    let recall = contents.for_job(&small, &key()).expect("it has some");
+    let mut told = 0;
+    recall.likely(99, &mut |_, _: &Page| told += 1);
+    assert_eq!(told, 1);
     // A guest that comes back to itself is not asked.
     let recall = contents
         .for_job(&offer("web", &[uuids[1]]), &key())

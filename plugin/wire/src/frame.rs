@@ -5,7 +5,7 @@
 use crate::cursor::{Reader, put_text};
 use crate::hello::further_connection;
 use crate::{
-    CHANNELS_MAX, FrameHeader, HEADER_BYTES, Have, Hello, Join, Kind, MEMBERS_MAX, Offer,
+    Announce, CHANNELS_MAX, FrameHeader, HEADER_BYTES, Have, Hello, Join, Kind, MEMBERS_MAX, Offer,
     STREAM_BYTES_MAX, TEXT_BYTES_MAX, Welcome, WireError, payload::PAGE_BYTES,
 };
 
@@ -172,6 +172,7 @@ pub enum Frame<'a> {
     Stage(Data<'a>),
     Offer(Offer),
     Have(Have),
+    Announce(Announce),
 }
 
 impl<'a> Frame<'a> {
@@ -195,6 +196,7 @@ impl<'a> Frame<'a> {
             Frame::Stage(_) => (Kind::Stage, 0),
             Frame::Offer(_) => (Kind::Offer, 0),
             Frame::Have(_) => (Kind::Have, 0),
+            Frame::Announce(_) => (Kind::Announce, 0),
         }
     }
 
@@ -261,6 +263,7 @@ impl<'a> Frame<'a> {
             Frame::Elsewhere { connection } => out.push(*connection),
             Frame::Offer(offer) => offer.encode_body(out),
             Frame::Have(have) => have.encode_body(out),
+            Frame::Announce(announce) => announce.encode_body(out),
             Frame::Finish { .. } | Frame::Goodbye | Frame::Alive => {}
         }
     }
@@ -351,6 +354,7 @@ impl<'a> Frame<'a> {
             }
             Kind::Offer => Frame::Offer(Offer::decode_body(r)?),
             Kind::Have => Frame::Have(Have::decode_body(r)?),
+            Kind::Announce => Frame::Announce(Announce::decode_body(r)?),
         };
         reader.finish()?;
         Ok(frame)

@@ -69,6 +69,8 @@ kinds! {
     Offer = 17, max 128 * 1024;
     /// Destination: those.
     Have = 18, max 1024;
+    /// Destination: contents that are in the window from the beginning.
+    Announce = 19, max 128 * 1024;
 }
 
 /// What stands in front of a frame's body.

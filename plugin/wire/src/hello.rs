@@ -165,6 +165,8 @@ pub struct Welcome {
     pub contents: u64,
     /// The stage that was named is this session's window now.
     pub stage: bool,
+    /// Contents in the window's first slots; ANNOUNCEs with all of them follow.
+    pub announced: u32,
     /// [`FEATURE_CONNECTIONS`], if both have it.
     pub more_connections: Option<MoreConnections>,
 }
@@ -189,6 +191,7 @@ impl Welcome {
         out.extend_from_slice(&self.channel_credit_bytes.to_le_bytes());
         out.extend_from_slice(&self.contents.to_le_bytes());
         out.push(u8::from(self.stage));
+        out.extend_from_slice(&self.announced.to_le_bytes());
         if let Some(more) = &self.more_connections {
             out.push(more.connections);
             out.extend_from_slice(&more.token);
@@ -206,6 +209,7 @@ impl Welcome {
             channel_credit_bytes: reader.u32("channel_credit")?,
             contents: reader.u64("contents")?,
             stage: reader.flag("stage")?,
+            announced: reader.u32("announced")?,
             more_connections: if features & FEATURE_CONNECTIONS == 0 {
                 None
             } else {

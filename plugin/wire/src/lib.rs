@@ -20,7 +20,7 @@ pub use header::{FrameHeader, HEADER_BYTES, Kind};
 pub use hello::{
     FEATURE_CONNECTIONS, Hello, Join, MemberHello, MoreConnections, Purpose, TakenStage, Welcome,
 };
-pub use offer::{Have, Offer, Offered};
+pub use offer::{Announce, Have, Offer, Offered};
 
 /// The version of the protocol this build speaks.
 pub const VERSION: u8 = 1;
@@ -40,7 +40,7 @@ pub const CHANNELS_MAX: u32 = 65_536;
 pub const CONNECTIONS_MAX: u8 = 16;
 /// Return path bytes a channel may have under way, before any CREDIT.
 pub const RETURN_CREDIT_BYTES: usize = 1024 * 1024;
-/// Contents of one OFFER.
+/// Contents of one OFFER, and of one ANNOUNCE.
 pub const OFFER_CONTENTS_MAX: usize = 4096;
 /// OFFERs that may be without an answer.
 pub const OFFERS_MAX: usize = 4;

@@ -85,3 +85,29 @@ impl Have {
         })
     }
 }
+
+/// Contents that are in the window before anything was sent, one slot after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announce {
+    pub digests: Vec<[u8; 16]>,
+}
+
+impl Announce {
+    pub(crate) fn encode_body(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&(self.digests.len() as u16).to_le_bytes());
+        for digest in &self.digests {
+            out.extend_from_slice(digest);
+        }
+    }
+
+    pub(crate) fn decode_body(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let count = usize::from(reader.u16("count")?);
+        let (digests, rest) = reader.rest().as_chunks::<16>();
+        if count == 0 || count > OFFER_CONTENTS_MAX || digests.len() != count || !rest.is_empty() {
+            return Err(WireError::Value("count"));
+        }
+        Ok(Self {
+            digests: digests.to_vec(),
+        })
+    }
+}

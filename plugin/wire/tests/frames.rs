@@ -4,9 +4,10 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 use vmgang_wire::{
-    CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame, FrameHeader,
-    HEADER_BYTES, Have, Hello, Join, Kind, MemberHello, MoreConnections, OFFER_CONTENTS_MAX, Offer,
-    Offered, Outcome, Purpose, RefuseCode, TakenStage, Welcome, WireError,
+    Announce, CONNECTIONS_MAX, Compression, DATA_OVERHEAD_BYTES, Data, Direction, Frame,
+    FrameHeader, HEADER_BYTES, Have, Hello, Join, Kind, MemberHello, MoreConnections,
+    OFFER_CONTENTS_MAX, Offer, Offered, Outcome, Purpose, RefuseCode, TakenStage, Welcome,
+    WireError,
 };
 
 fn encode(frame: &Frame<'_>) -> Vec<u8> {
@@ -50,6 +51,7 @@ fn samples() -> Vec<Frame<'static>> {
             channel_credit_bytes: 1 << 23,
             contents: 99,
             stage: true,
+            announced: 5,
             more_connections: None,
         }),
         Frame::Welcome(Welcome {
@@ -57,6 +59,7 @@ fn samples() -> Vec<Frame<'static>> {
             channel_credit_bytes: 1 << 23,
             contents: 99,
             stage: true,
+            announced: 5,
             more_connections: Some(MoreConnections {
                 connections: CONNECTIONS_MAX,
                 token: [8; 16],
@@ -137,6 +140,9 @@ fn samples() -> Vec<Frame<'static>> {
         }),
         Frame::Have(Have {
             contents: vec![true, false, false, true, true, true, false, true, true],
+        }),
+        Frame::Announce(Announce {
+            digests: vec![[1; 16], [2; 16]],
         }),
     ]
 }
@@ -322,6 +328,7 @@ proptest! {
             channel_credit_bytes: 2,
             contents: 0,
             stage: false,
+            announced: 0,
             more_connections: Some(MoreConnections { connections: number, token }),
         });
         for (frame, allowed) in [
@@ -346,6 +353,7 @@ fn a_feature_that_no_source_offers_cannot_be_granted() {
         channel_credit_bytes: 2,
         contents: 0,
         stage: false,
+        announced: 0,
         more_connections: None,
     }));
     bytes[HEADER_BYTES] = 2;
@@ -399,6 +407,10 @@ fn offers_and_answers_are_bounded() {
             contents: vec![true; count],
         }));
         assert_eq!(decode(&have).is_ok(), allowed, "{count} answered");
+        let announce = encode(&Frame::Announce(Announce {
+            digests: vec![[1; 16]; count],
+        }));
+        assert_eq!(decode(&announce).is_ok(), allowed, "{count} announced");
     }
     let mut padded = encode(&Frame::Have(Have {
         contents: vec![true; 3],

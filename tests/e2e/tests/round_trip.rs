@@ -53,14 +53,9 @@ fn migrate(lab: &Lab, from: &Host, to: &Host, what: &[&str]) -> Result<JobResult
 
     // Half of each guest is the same on all: stock sends it four times.
     ensure!(bytes.wire * 100 <= bytes.qemu_stream * 40, "{bytes:?}");
-    ensure!(
-        bytes.saved.cross_vm > 0 && bytes.saved.uniform > 0 && bytes.saved.zero > 0,
-        "{bytes:?}"
-    );
+    ensure!(bytes.saved.uniform > 0 && bytes.saved.zero > 0, "{bytes:?}");
     ensure!(bytes.saved.compression > 0, "{bytes:?}");
-    for unused in [bytes.saved.staged, bytes.saved.destination] {
-        ensure!(unused == 0, "{bytes:?}");
-    }
+    ensure!(bytes.saved.staged == 0, "{bytes:?}");
 
     expect_running(from, &[])?;
     expect_running(to, &GUESTS)?;
@@ -94,8 +89,22 @@ fn round_trip(lab: &Lab) -> Result<()> {
     let listed = vmgang(a, &["gang", "list"])?.expect(0)?;
     ensure!(listed.stdout.contains("web"), "{listed:?}");
 
-    let job = migrate(lab, a, b, &["--persistent", "--undefinesource", "web"])?;
+    // Chosen one by one, techniques are used whatever the processors have to do: the kernels of the
+    // guests differ by little in many pages.
+    let techniques = "uniform,page,rehash,delta,similar,sub-page,zstd-frame";
+    let options = [
+        "--persistent",
+        "--undefinesource",
+        "--technique",
+        techniques,
+    ];
+    let job = migrate(lab, a, b, &[&options[..], &["web"]].concat())?;
     ensure!(job.gang.as_deref() == Some("web"), "{job:?}");
+    let saved = &job.bytes.saved;
+    ensure!(
+        saved.delta > 0 && saved.sub_page > 0 && saved.cross_vm > 0 && saved.destination == 0,
+        "{job:?}"
+    );
 
     // Membership travelled with the guests; they leave that gang for another.
     let shown = vmgang(b, &["gang", "show", "web"])?.expect(0)?;
@@ -104,15 +113,10 @@ fn round_trip(lab: &Lab) -> Result<()> {
     }
     vmgang(b, &[&["gang", "remove", "web"], &GUESTS[..]].concat())?.expect(0)?;
     vmgang(b, &[&["gang", "add", "back"], &GUESTS[..]].concat())?.expect(0)?;
-    // Chosen one by one, techniques are used whatever the processors have to do: the kernels of the
-    // guests differ by little in many pages.
-    let techniques = "uniform,page,rehash,delta,similar,sub-page,zstd-frame";
-    let job = migrate(lab, b, a, &["--technique", techniques, "back"])?;
+    // Contents of the same guests are here still, whatever their gang is called now.
+    let job = migrate(lab, b, a, &["back"])?;
     ensure!(job.gang.as_deref() == Some("back"), "{job:?}");
-    ensure!(
-        job.bytes.saved.delta > 0 && job.bytes.saved.sub_page > 0,
-        "{job:?}"
-    );
+    ensure!(job.bytes.saved.destination > 0, "{job:?}");
 
     // What was is on record.
     let history = vmgang(b, &["history", &job.job])?.expect(0)?;

@@ -61,6 +61,7 @@ async fn a_destination_that_returns_more_than_its_credit_ends_the_session() {
             channel_credit_bytes: 8 << 20,
             contents: 0,
             stage: false,
+            announced: 0,
             more_connections: None,
         };
         write(&mut stream, &Frame::Welcome(welcome)).await;

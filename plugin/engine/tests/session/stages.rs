@@ -271,8 +271,8 @@ async fn a_stage_has_no_more_than_its_window() {
     assert!(has_stage && counters.saved.staged >= 0);
 }
 
-/// Has some contents, and says of them what it has.
-struct Store(HashMap<PageDigest, Page>);
+/// Has some contents, and says of them what it has; of so many before it is asked.
+struct Store(HashMap<PageDigest, Page>, usize);
 
 impl Store {
     fn of<'a>(pages: impl IntoIterator<Item = &'a Page>) -> Arc<Store> {
@@ -282,6 +282,7 @@ impl Store {
                 .into_iter()
                 .map(|page| (digest(page), *page))
                 .collect(),
+            0,
         ))
     }
 }
@@ -296,6 +297,12 @@ impl Recall for Store {
             if let Some(page) = self.0.get(digest) {
                 found(place, page);
             }
+        }
+    }
+
+    fn likely(&self, most: usize, found: &mut dyn FnMut(&PageDigest, &Page)) {
+        for (digest, page) in self.0.iter().take(most.min(self.1)) {
+            found(digest, page);
         }
     }
 }
@@ -319,6 +326,37 @@ async fn what_the_destination_has_is_not_sent() {
         counters.wire_bytes < second as u64 * 4150 + offers,
         "{counters:?}"
     );
+}
+
+/// The way back: nobody has scanned the guests, and nothing is asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_destination_announces_is_not_sent() {
+    let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
+    let guests = vec![guest(0)];
+    let store = Arc::into_inner(Store::of(guests[0].iter().flatten())).expect("the only one");
+    let store = Store(store.0, usize::MAX);
+    *pair.host.recall.lock().unwrap() = Some(Arc::new(store));
+    let options = pair.options(1, Transport::Plain);
+    let (counters, has_stage) = migrate(&pair, options, &guests, false).await;
+    let pages = guests[0].iter().flatten().count();
+    assert!(!has_stage);
+    assert!(
+        counters.saved.destination > pages as i64 * 4090,
+        "{counters:?}"
+    );
+    assert!(
+        counters.wire_bytes < pages as u64 * 20 + 8000,
+        "{counters:?}"
+    );
+
+    // Half of them, in a window that has room for a part of that.
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let store = Store::of(guests[0].iter().flatten().step_by(2));
+    let store = Store(Arc::into_inner(store).expect("the only one").0, usize::MAX);
+    *pair.host.recall.lock().unwrap() = Some(Arc::new(store));
+    let options = pair.options(1, Transport::Plain);
+    let (counters, _) = migrate(&pair, options, &guests, false).await;
+    assert!(counters.saved.destination > 0, "{counters:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -373,6 +411,8 @@ impl Recall for Stale {
             found(place, &changed);
         });
     }
+
+    fn likely(&self, _: usize, _: &mut dyn FnMut(&PageDigest, &Page)) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
