@@ -35,6 +35,7 @@ pub trait Manager {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<OwnedObjectPath>;
     fn list_jobs(&self) -> zbus::Result<Vec<JobLine>>;
+    #[zbus(allow_interactive_auth)]
     fn estimate(&self, gang: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<String>;
     #[zbus(allow_interactive_auth)]
     fn prepare(

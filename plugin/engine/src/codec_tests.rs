@@ -93,7 +93,7 @@ fn encode(
     turns: &[(usize, bool)],
 ) -> Vec<(usize, Vec<u8>, Costs)> {
     let budget = Budget::of(budget);
-    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes), &techniques);
+    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes), &techniques, false);
     let rung = match (techniques.zstd, budget.window_log) {
         (Zstd::Off, _) => Rung::None,
         (Zstd::Fixed(rung), Some(_)) => rung,
@@ -401,7 +401,7 @@ fn a_page_takes_no_allocation_once_buffers_are_warm() {
     };
     let encoder = ChannelEncoder::new(1, Member(0), common);
     let budget = Budget::of(64 << 20);
-    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes), &Techniques::ALL);
+    let mut order = SessionOrder::new(slots_in(budget.page_window_bytes), &Techniques::ALL, false);
     let mut decoder = decoder(64 << 20);
     let ladder = Arc::new(Ladder::new(Rung::Frame, false, 1));
     let live = Arc::new(Live::new(1));
@@ -470,7 +470,7 @@ fn a_slot_that_was_filled_without_a_copy_is_no_base() {
         compressors: Pool::default(),
     };
     let encoder = ChannelEncoder::new(1, Member(0), common);
-    let mut order = SessionOrder::new(1, &techniques);
+    let mut order = SessionOrder::new(1, &techniques, false);
     let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
     let live = Arc::new(Live::new(1));
     let mut sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
@@ -528,7 +528,7 @@ fn unique_pages_pass_through_and_are_kept() {
         buffers: Buffers::default(),
         compressors: Pool::default(),
     };
-    let mut order = SessionOrder::new(64, &techniques);
+    let mut order = SessionOrder::new(64, &techniques, false);
     let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
     let live = Arc::new(Live::new(2));
     let mut sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
@@ -574,7 +574,7 @@ fn a_stream_of_samples_is_exact_and_finds_its_way_back() {
         buffers: Buffers::default(),
         compressors: Pool::default(),
     };
-    let mut order = SessionOrder::new(slots_in(64 << 20), &techniques);
+    let mut order = SessionOrder::new(slots_in(64 << 20), &techniques, false);
     let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
     let live = Arc::new(Live::new(2));
     let mut sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();

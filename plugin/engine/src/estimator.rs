@@ -66,7 +66,7 @@ impl Estimator {
         let ladder = Arc::new(Ladder::new(rung, false, 1));
         let budget = Budget::of(window_budget_bytes);
         Ok(Self {
-            order: SessionOrder::new(slots_in(budget.page_window_bytes), &techniques),
+            order: SessionOrder::new(slots_in(budget.page_window_bytes), &techniques, false),
             encoders: (0..members).map(encoder).collect(),
             sealer: Sealer::new(None, ladder, live.clone(), buffers)?,
             live,

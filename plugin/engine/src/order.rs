@@ -5,7 +5,8 @@
 //! Must not: hash, compute a delta or compress: its lock is held once for each chunk, and
 //! copies what is needed for that.
 //!
-//! Memory: a session that looks for bases keeps the window's contents here as well, and up to
+//! Memory: a session that looks for bases keeps contents of the window here as well (those that may
+//! be bases, or all if they are to outlive the session), and up to
 //! 16 B a slot for history, 16 B for each signature of a page, and 32 to 128 B for its blocks.
 
 use std::collections::HashMap;
@@ -100,17 +101,23 @@ struct Near {
 pub(crate) struct SessionOrder {
     map: DedupMap,
     near: Near,
+    /// Whatever gets a slot is kept here as well, for when the session is over.
+    keeps_all: bool,
     /// By member: references made to its pages, and by its pages, since it last asked.
     earned: Vec<u32>,
     next_sequence: u64,
 }
 
 impl SessionOrder {
-    pub(crate) fn new(window_slots: u32, techniques: &Techniques) -> Self {
+    /// `keeps_all`: not only what is looked for as a base.
+    pub(crate) fn new(window_slots: u32, techniques: &Techniques, keeps_all: bool) -> Self {
         let mut near = Near::default();
         if techniques.needs_window() {
             near = Near {
-                window: Some(PageWindow::sparse(window_slots)),
+                window: Some(match keeps_all {
+                    true => PageWindow::new(window_slots),
+                    false => PageWindow::sparse(window_slots),
+                }),
                 history: techniques
                     .delta
                     .then(|| PageHistory::new(u64::from(window_slots))),
@@ -125,6 +132,7 @@ impl SessionOrder {
         Self {
             map: DedupMap::new(window_slots),
             near,
+            keeps_all,
             earned: Vec::new(),
             next_sequence: 0,
         }
@@ -251,6 +259,7 @@ impl SessionOrder {
         bases: &mut Bases,
     ) -> Judgement {
         let keep = identity.near;
+        let keeps_all = self.keeps_all;
         let Self {
             map, near, earned, ..
         } = self;
@@ -279,8 +288,8 @@ impl SessionOrder {
                 if keep {
                     near.define(map, slot, identity, page);
                     near.record(map, member, page_number, slot);
-                } else if let Some(window) = &mut near.window {
-                    window.forget(slot);
+                } else {
+                    near.replace(slot, page, keeps_all);
                 }
                 Judgement::Define {
                     slot,
@@ -366,6 +375,17 @@ impl Near {
         match (&self.blocks, &identity.blocks) {
             (Some(table), Some(hashes)) => table.find(hashes, page, map, window),
             _ => BlockMatches::default(),
+        }
+    }
+
+    /// The slot has another content, which nobody looks for as a base.
+    fn replace(&mut self, slot: Slot, page: &Page, keep: bool) {
+        let Some(window) = &mut self.window else {
+            return;
+        };
+        // Where there is no memory for it, it is only not kept.
+        if !keep || window.define(slot, page).is_err() {
+            window.forget(slot);
         }
     }
 

@@ -77,6 +77,8 @@ pub struct SourceOptions {
     pub scanned: Scanned,
     /// What was staged for them at this peer.
     pub stage: Option<StagedContents>,
+    /// What is sent is to be there when the session is over, see [`SessionEnd::remains`].
+    pub keep_contents: bool,
 }
 
 /// Why a session could not be opened, or ended.
@@ -353,7 +355,8 @@ impl SourceSession {
         });
         let has_stage = staged.is_some();
         let mut order = staged.unwrap_or_else(|| {
-            SessionOrder::new(slots_in(budget.page_window_bytes), &options.techniques)
+            let slots = slots_in(budget.page_window_bytes);
+            SessionOrder::new(slots, &options.techniques, options.keep_contents)
         });
         order.adopt(&announced);
         if let Some(census) = scanned.census() {
@@ -496,7 +499,7 @@ impl SourceSession {
         drop(self.abort);
         let order = std::mem::replace(
             &mut *self.shared.order(),
-            SessionOrder::new(0, &Techniques::NONE),
+            SessionOrder::new(0, &Techniques::NONE, false),
         );
         SessionEnd {
             counters: self.shared.live.snapshot(),

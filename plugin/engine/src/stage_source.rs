@@ -174,7 +174,8 @@ impl StageSession {
             Sealer::new(log, ladders, counts, buffers.clone()).map_err(SourceError::Compression)?;
         let watch = LinkWatch::new(possible(lowest), possible(highest));
         let heavy = HeavySide::new(sealer, watch, cap.clone());
-        let order = SessionOrder::new(slots_in(budget.page_window_bytes), &options.techniques);
+        let slots = slots_in(budget.page_window_bytes);
+        let order = SessionOrder::new(slots, &options.techniques, true);
         let offering = Arc::new(Offering::new(order, queue.clone()));
         let backlog = Arc::new(Semaphore::new(BACKLOG_BYTES));
 
@@ -336,7 +337,7 @@ impl StageSession {
 
     /// Gives what was staged to a migration. Nothing more can be sent.
     pub fn into_contents(self) -> StagedContents {
-        let nothing = SessionOrder::new(0, &Techniques::NONE);
+        let nothing = SessionOrder::new(0, &Techniques::NONE, false);
         StagedContents {
             id: self.id,
             frames: self.frames.load(Relaxed),

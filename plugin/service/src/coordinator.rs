@@ -61,6 +61,7 @@ pub struct Parts {
 pub struct Coordinator {
     parts: Arc<Parts>,
     jobs: Arc<Jobs>,
+    estimating: tokio::sync::Mutex<()>,
 }
 
 impl Coordinator {
@@ -85,6 +86,7 @@ impl Coordinator {
         Ok(Arc::new(Coordinator {
             parts: Arc::new(parts),
             jobs,
+            estimating: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -110,6 +112,8 @@ impl Coordinator {
 
     /// What a migration of the gang would send, as one JSON object.
     pub async fn estimate(&self, gang: &str) -> Result<String, ServiceError> {
+        // Each reads all of a gang's memory, as fast as it can.
+        let _alone = self.estimating.lock().await;
         estimate::estimate(&self.parts, gang).await
     }
 
@@ -318,6 +322,8 @@ impl Coordinator {
             .filter(|domain| domain.state == DomainOutcome::Migrated)
             .map(|domain| domain.uuid)
             .collect();
+        // What was open of their memory would keep it from being freed.
+        self.parts.scans.forget(&migrated);
         if let Some(remains) = remains.filter(|_| !migrated.is_empty()) {
             let gang = report.gang.as_deref().unwrap_or_default();
             self.parts.contents.keep(gang, migrated, key, remains);

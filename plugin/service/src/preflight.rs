@@ -254,6 +254,7 @@ impl Preflight<'_> {
             connections: self.parts.connections,
             scanned: Scanned::default(),
             stage: None,
+            keep_contents: self.parts.contents.keeps(),
             bandwidth_bytes_per_s: self.request.bandwidth_bytes_per_s,
             hold,
         };

@@ -21,8 +21,8 @@ use crate::memory::AvailableMemory;
 use crate::scans::Scans;
 
 /// Contents of guests that run here are looked up by an index; it has no more than this, which
-/// is 16 GiB of them.
-const INDEXED_MAX: usize = 4 << 20;
+/// is 4 GiB of them and takes 56 MiB.
+const INDEXED_MAX: usize = 1 << 20;
 
 /// What a job has left behind.
 struct Checkpoint {
@@ -66,6 +66,11 @@ impl Contents {
         self.checkpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what a job leaves is kept at all.
+    pub fn keeps(&self) -> bool {
+        self.config.checkpoints
     }
 
     /// Keeps what a job has left, for its members' way back. The oldest make room.

@@ -5,7 +5,7 @@
 //! Must not: scan while a migration runs, unless that asks for it, or keep anything of a guest that
 //! is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -104,6 +104,11 @@ impl Scans {
     pub fn last(&self, uuid: Uuid, key: &PageKey) -> Option<Scan> {
         let last = self.known().get(&uuid)?.last.clone()?;
         (last.key_id == key.id() && last.memory.is_alive()).then_some(last)
+    }
+
+    /// These guests have left.
+    pub fn forget(&self, uuids: &HashSet<Uuid>) {
+        self.known().retain(|uuid, _| !uuids.contains(uuid));
     }
 
     /// Scans these guests, each in its place, but for those that were scanned less than `age` ago.

@@ -27,7 +27,7 @@ use crate::scans::{Scan, unix_seconds};
 
 /// Between two looks at the guests of a stage.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
-/// And as many times as long as such a look takes, so that it is a twentieth of a processor.
+/// And as many times as long as such a look takes: it is to take a twentieth of a processor.
 const REFRESH_TIMES: u32 = 20;
 /// What has not changed for so long is worth sending.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -408,15 +408,15 @@ async fn fill(stage: Arc<Stage>, parts: Arc<Parts>) {
 async fn keep_fresh(stage: &Arc<Stage>, parts: &Arc<Parts>) -> String {
     let mut first = true;
     loop {
-        let began = Instant::now();
+        let mut looked = Duration::ZERO;
         if !parts.scans.is_quiet() {
-            if let Err(error) = refresh(stage, parts, first).await {
-                return error;
+            match refresh(stage, parts, first).await {
+                Ok(took) => looked = took,
+                Err(error) => return error,
             }
             first = false;
         }
-        let pause = REFRESH_INTERVAL.max(began.elapsed() * REFRESH_TIMES / 10);
-        let pause = tokio::time::sleep(pause);
+        let pause = tokio::time::sleep(REFRESH_INTERVAL.max(looked * REFRESH_TIMES));
         let watch = stage.session.lock().await.as_ref().map(|s| s.watch_end());
         match watch {
             None => return "its session is over".to_owned(),
@@ -433,17 +433,19 @@ async fn keep_fresh(stage: &Arc<Stage>, parts: &Arc<Parts>) -> String {
     }
 }
 
-/// Brings the stage up to date.
-async fn refresh(stage: &Arc<Stage>, parts: &Arc<Parts>, first: bool) -> Result<(), String> {
+/// Brings the stage up to date. Returns how long it has looked at the guests.
+async fn refresh(stage: &Arc<Stage>, parts: &Arc<Parts>, first: bool) -> Result<Duration, String> {
     let said = |error: ServiceError| error.sentence().to_owned();
     let members = members(parts, &stage.request.gang).await.map_err(said)?;
     let uuids: Vec<Uuid> = members.iter().map(|member| member.uuid).collect();
-    let mut scans = scan(stage, parts, &uuids).await?;
     if first {
         // What changes all the time is told from what stays by a second look.
+        scan(stage, parts, &uuids).await?;
         tokio::time::sleep(FIRST_LOOK).await;
-        scans = scan(stage, parts, &uuids).await?;
     }
+    let began = Instant::now();
+    let scans = scan(stage, parts, &uuids).await?;
+    let looked = began.elapsed();
     let snapshots: Vec<Arc<Snapshot>> = scans.iter().map(|scan| scan.snapshot.clone()).collect();
     let by_worth = blocking(move || {
         let snapshots: Vec<&Snapshot> = snapshots.iter().map(AsRef::as_ref).collect();
@@ -497,7 +499,7 @@ async fn refresh(stage: &Arc<Stage>, parts: &Arc<Parts>, first: bool) -> Result<
     let mut view = stage.lock();
     view.state = StageState::Fresh;
     view.refreshed_unix_s = unix_seconds();
-    Ok(())
+    Ok(looked)
 }
 
 fn taken() -> String {

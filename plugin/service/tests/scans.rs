@@ -85,6 +85,10 @@ fn a_scan_is_used_again_until_it_is_old_or_its_guest_is_another_one() {
     // Another trust domain's digests mean nothing.
     let other = vmgang_engine::PageKey::of_authorities(&[b"x"]);
     assert!(scans.last(uuids[0], &other).is_none());
+    scans.forget(&[uuids[0]].into());
+    assert!(scans.last(uuids[0], &key()).is_none(), "it has left");
+    scans.scan_now(&uuids, &key(), Duration::ZERO);
+    assert!(scans.last(uuids[0], &key()).is_some());
     ram.alive.store(false, SeqCst);
     assert!(scans.last(uuids[0], &key()).is_none(), "its QEMU is gone");
 }

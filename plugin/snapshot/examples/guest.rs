@@ -68,7 +68,10 @@ fn main() {
     let ram = match object["qom-type"].as_str() {
         Some("memory-backend-memfd") => {
             let name = "memory-backend-memfd";
-            let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+            let mut flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+            if object["hugetlb"] == true {
+                flags |= rustix::fs::MemfdFlags::HUGETLB;
+            }
             let file = rustix::fs::memfd_create(name, flags).expect("a memfd");
             rustix::fs::ftruncate(&file, bytes as u64).expect("its size");
             // As QEMU does, unless told not to.

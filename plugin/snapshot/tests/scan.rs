@@ -30,9 +30,13 @@ impl Guest {
     }
 
     fn with(kind: &str, seal: bool) -> Guest {
+        Self::of(kind, seal, false)
+    }
+
+    fn of(kind: &str, seal: bool, hugetlb: bool) -> Guest {
         let uuid = Uuid::from_u128(rand_like(kind));
         let object = format!(
-            r#"{{"qom-type":"{kind}","id":"pc.ram","share":{},"seal":{seal},"size":{},"x-use-canonical-path-for-ramblock-id":false}}"#,
+            r#"{{"qom-type":"{kind}","id":"pc.ram","share":{},"seal":{seal},"hugetlb":{hugetlb},"size":{},"x-use-canonical-path-for-ramblock-id":false}}"#,
             kind == "memory-backend-memfd",
             PAGES * 4096
         );
@@ -303,4 +307,68 @@ fn what_cannot_be_read_is_named() {
         "beyond the block"
     );
     assert!(memory.read_page(1, 0, &mut copy).is_err(), "no such block");
+}
+
+fn number(path: &str) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Needs `vm.nr_hugepages` of 4 or more; without them there is nothing to test.
+#[test]
+fn huge_pages_are_scanned_and_their_holes_left_alone() {
+    let free = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    if number(free) < 4 {
+        eprintln!("not tested: this machine has no huge pages to spare");
+        return;
+    }
+    let mut guest = Guest::of(KINDS[0], true, true);
+    // One of four huge pages.
+    guest.tell("fill 600 100");
+    let taken = number(free);
+    let memory = guest.memory();
+    let mut snapshot = memory.empty_snapshot();
+    let report = scan(&memory, &mut snapshot);
+    assert_eq!(
+        (report.hashed, report.holes),
+        (100, PAGES as u64 - 512),
+        "{report:?}"
+    );
+    assert_eq!(report.uniform, 412, "the rest of the huge page is zero");
+    assert_eq!(
+        snapshot.blocks()[0].state(650),
+        PageState::Content(digest(650, 0))
+    );
+    assert_eq!(scan(&memory, &mut snapshot).hashed, 0);
+    assert_eq!(number(free), taken, "a hole was touched");
+}
+
+/// Needs `/sys/kernel/mm/ksm/run` to be 1.
+#[test]
+fn merged_pages_are_hashed_once() {
+    if number("/sys/kernel/mm/ksm/run") != 1 {
+        eprintln!("not tested: this machine does not merge pages");
+        return;
+    }
+    let mut guest = Guest::start(KINDS[1]);
+    for page in 0..64 {
+        guest.tell(&format!("same {page} 7"));
+    }
+    guest.tell("fill 100 50");
+    let sharing = || number("/sys/kernel/mm/ksm/pages_sharing");
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while sharing() < 60 && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let memory = guest.memory();
+    let mut snapshot = memory.empty_snapshot();
+    let report = scan(&memory, &mut snapshot);
+    assert!(report.same_frame >= 60, "{report:?}");
+    assert_eq!(report.hashed + report.same_frame, 64 + 50);
+    for page in 0..64 {
+        assert_eq!(
+            snapshot.blocks()[0].state(page),
+            PageState::Content(digest(7, 0))
+        );
+    }
 }

@@ -164,6 +164,7 @@ impl Pair {
             hold: false,
             scanned: Scanned::default(),
             stage: None,
+            keep_contents: false,
         }
     }
 

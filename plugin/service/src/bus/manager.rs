@@ -126,7 +126,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<String, ServiceError> {
-        check(connection, &header, Permission::Read).await?;
+        check(connection, &header, Permission::Manage).await?;
         no_options(options)?;
         self.coordinator.estimate(&gang).await
     }

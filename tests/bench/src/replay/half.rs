@@ -221,6 +221,7 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
         hold: false,
         scanned: Scanned::default(),
         stage: None,
+        keep_contents: false,
     };
     let (session, mut events) = SourceSession::connect(options).await?;
     let before = cpu_seconds();
