@@ -47,6 +47,9 @@ lint: setup ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
+# Optimising over all crates takes a minute, which tests do not gain.
+test: export CARGO_PROFILE_RELEASE_LTO = off
+
 # cargo-nextest gives one summary for everything and runs each test in a process of its own;
 # without it, plain `cargo test` runs the same tests.
 test: stage lint ## everything: unit, property, session and lab tests with real VMs
