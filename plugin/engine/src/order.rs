@@ -414,3 +414,32 @@ impl Near {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also of pages that nobody has the time to compare with others.
+    #[test]
+    fn what_gets_a_slot_remains_if_it_is_to() {
+        for keeps_all in [true, false] {
+            let mut order = SessionOrder::new(2, &Techniques::DEFAULT, keeps_all);
+            for content in 1..=3 {
+                let identity = Identity {
+                    digest: PageDigest([content; 16]),
+                    was: None,
+                    signatures: None,
+                    blocks: None,
+                    near: content == 2,
+                };
+                let page = [content; PAGE_BYTES];
+                order.judge(Member(0), Some(1), &identity, &page, &mut Bases::default());
+            }
+            let remains = order.into_remains().expect("it has a window");
+            let content = |content: u8| remains.get(&PageDigest([content; 16])).map(|page| page[0]);
+            assert_eq!(content(1), None, "it has given way");
+            assert_eq!(content(2), Some(2), "it may be a base");
+            assert_eq!(content(3), keeps_all.then_some(3));
+        }
+    }
+}

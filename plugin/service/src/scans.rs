@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 use vmgang_dedup::Snapshot;
 use vmgang_engine::PageKey;
-use vmgang_libvirt::DomainState;
+use vmgang_libvirt::{DomainInfo, LibvirtError};
 use vmgang_snapshot::{Budget, Pace, SnapshotError, Unpaced, idle_priority};
 
 use crate::config::ScanConfig;
@@ -22,6 +22,9 @@ use crate::hypervisor::Hypervisor;
 
 /// How often guests are looked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// And how often libvirt is asked which of them are members, as long as no guest comes or goes: that
+/// takes a few calls for each.
+const ASK_INTERVAL: Duration = Duration::from_secs(60);
 /// A guest that has just appeared still boots, or arrives.
 const SETTLE_TIME: Duration = Duration::from_secs(10);
 
@@ -212,9 +215,10 @@ impl Scans {
             if let Err(error) = idle_priority() {
                 tracing::warn!(%error, "scans run at normal priority");
             }
+            let mut seen = Seen::default();
             while !scans.wait(LOOK_INTERVAL) {
                 if let Some(key) = key() {
-                    scans.round(&config, &*hypervisor, &key);
+                    scans.round(&config, &*hypervisor, &key, &mut seen);
                 }
             }
         };
@@ -242,35 +246,27 @@ impl Scans {
     }
 
     /// Forgets who is gone, and scans who is due.
-    fn round(&self, config: &ScanConfig, hypervisor: &dyn Hypervisor, key: &PageKey) {
-        let domains = match hypervisor.domains() {
-            Ok(domains) => domains,
-            Err(error) => {
-                tracing::debug!(%error, "cannot tell which guests to scan");
-                return;
-            }
-        };
-        let members: Vec<Uuid> = domains
-            .iter()
-            .filter(|domain| domain.state == DomainState::Running)
-            .filter(|domain| matches!(domain.membership, Ok(Some(_))))
-            .map(|domain| domain.uuid)
-            .collect();
-        let running: Vec<Uuid> = domains
-            .iter()
-            .filter(|domain| domain.active())
-            .map(|domain| domain.uuid)
-            .collect();
+    fn round(
+        &self,
+        config: &ScanConfig,
+        hypervisor: &dyn Hypervisor,
+        key: &PageKey,
+        seen: &mut Seen,
+    ) {
+        if let Err(error) = seen.look(hypervisor) {
+            tracing::debug!(%error, "cannot tell which guests to scan");
+            return;
+        }
         {
             let mut known = self.known();
             known.retain(|uuid, guest| {
-                running.contains(uuid)
+                seen.running.contains(uuid)
                     && guest
                         .last
                         .as_ref()
                         .is_none_or(|scan| scan.memory.is_alive())
             });
-            for uuid in &members {
+            for uuid in &seen.members {
                 let guest = known.entry(*uuid).or_default();
                 guest.appeared.get_or_insert_with(Instant::now);
             }
@@ -278,7 +274,7 @@ impl Scans {
         let Some(interval) = config.interval() else {
             return;
         };
-        for uuid in members {
+        for uuid in seen.members.iter().copied() {
             if self.is_quiet() {
                 return;
             }
@@ -298,6 +294,34 @@ impl Scans {
                 }
             }
         }
+    }
+}
+
+/// The guests of this host, as libvirt has told.
+#[derive(Default)]
+struct Seen {
+    running: HashSet<Uuid>,
+    /// Those that are members of a gang.
+    members: Vec<Uuid>,
+    asked: Option<Instant>,
+}
+
+impl Seen {
+    fn look(&mut self, hypervisor: &dyn Hypervisor) -> Result<(), LibvirtError> {
+        let running: HashSet<Uuid> = hypervisor.running()?.into_iter().collect();
+        let asked = self.asked.is_some_and(|at| at.elapsed() < ASK_INTERVAL);
+        if asked && running == self.running {
+            return Ok(());
+        }
+        let domains = hypervisor.domains()?;
+        let member = |domain: &&DomainInfo| {
+            running.contains(&domain.uuid) && matches!(domain.membership, Ok(Some(_)))
+        };
+        let members = domains.iter().filter(member);
+        self.members = members.map(|domain| domain.uuid).collect();
+        self.running = running;
+        self.asked = Some(Instant::now());
+        Ok(())
     }
 }
 

@@ -433,3 +433,19 @@ fn a_stage_is_whole_pages() {
     assert!(decode(&stage(4096)).is_ok());
     assert_eq!(decode(&stage(4097)), Err(WireError::Value("page_bytes")));
 }
+
+/// What fuzzing begins with: a frame of each kind that has fields, as this version has them.
+#[test]
+fn seeds_of_fuzzing_are_frames() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/corpus/frame");
+    let mut kinds = Vec::new();
+    for seed in std::fs::read_dir(corpus).expect("the corpus is there") {
+        let path = seed.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("a file");
+        assert!(decode(&bytes).is_ok(), "{}", path.display());
+        kinds.push(bytes[5]);
+    }
+    for kind in [1, 2, 5, 14, 15, 16, 17, 18, 19] {
+        assert!(kinds.contains(&kind), "no seed of kind {kind}");
+    }
+}
