@@ -279,6 +279,10 @@ impl Scan<'_> {
                 continue;
             }
             let frame = frames.get(place).copied().unwrap_or(0);
+            let waiting = &batch.pages[..batch.len];
+            if frame != 0 && waiting.iter().any(|page| page.3 == frame) {
+                self.hash(pages, copy, &mut batch);
+            }
             if let Some((print, digest)) = self.scanner.frames.get(&frame)
                 && *print == fingerprint
             {
