@@ -152,7 +152,10 @@ impl Answering {
             return Ok(has);
         };
         let (offered, key) = (offered.to_vec(), self.key.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&*recall, &key, &offered));
+        let looked = self
+            .pipeline
+            .workers()
+            .blocking(move || look(&*recall, &key, &offered));
         let (found, places) = looked
             .await
             .map_err(|_| "looking for offered contents failed; see the log".to_owned())?;

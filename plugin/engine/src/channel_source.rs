@@ -8,14 +8,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BufMut;
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use vmgang_dedup::Member;
 use vmgang_stream::{ReturnPath, Tokenizer};
 use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
@@ -26,6 +25,7 @@ use crate::encode::{ChannelEncoder, Plan};
 use crate::gate::{
     ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle,
 };
+use crate::network::QemuConnection;
 use crate::source::{Shared, SourceEvent};
 
 /// Room for a chunk and for the longest unit the tokenizer may leave behind.
@@ -118,8 +118,7 @@ impl Channel {
     }
 
     /// Serves the connection to its end and reports how it ended.
-    pub(crate) async fn serve(mut self, shared: Arc<Shared>, connection: UnixStream) {
-        let (reader, writer) = connection.into_split();
+    pub(crate) async fn serve(mut self, shared: Arc<Shared>, (reader, writer): QemuConnection) {
         let shape = Shape::default();
         let (_, unused) = mpsc::unbounded_channel();
         let returns = std::mem::replace(&mut self.returns, unused);
@@ -146,7 +145,7 @@ impl Channel {
     async fn send_stream(
         &self,
         shared: &Arc<Shared>,
-        reader: OwnedReadHalf,
+        reader: impl AsyncRead + Unpin,
         shape: &Shape,
     ) -> Result<(), ChannelError> {
         let encoder = Arc::new(ChannelEncoder::new(
@@ -171,7 +170,7 @@ impl Channel {
     async fn read_stream(
         &self,
         shared: &Arc<Shared>,
-        reader: OwnedReadHalf,
+        mut reader: impl AsyncRead + Unpin,
         shape: &Shape,
         encoder: &Arc<ChannelEncoder>,
         identified: mpsc::UnboundedSender<oneshot::Receiver<InFlight>>,
@@ -208,7 +207,7 @@ impl Channel {
                 }
             }
             let limit = limit.min(BUFFER_BYTES - chunk.bytes.len());
-            let fill = fill(&reader, &mut chunk.bytes, limit, urgent)
+            let fill = fill(&mut reader, &mut chunk.bytes, limit, urgent)
                 .await
                 .map_err(ChannelError::Read)?;
             let flush = match fill {
@@ -296,7 +295,7 @@ impl MainStream {
             shared.live.guest_stopped(member);
             shared.report(SourceEvent::GuestStopped {
                 member,
-                at: Instant::now(),
+                at: Instant::now().into_std(),
             });
         }
         if self.main && tokenizer.is_opaque() && !self.first_pass_done && !self.unreadable {
@@ -332,6 +331,7 @@ async fn order_chunks(
         let mut stopped = shape.stopped.subscribe();
         if !*stopped.borrow() {
             tokio::select! {
+                biased;
                 () = shared.gate.give_way() => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
             }
@@ -391,7 +391,7 @@ enum Fill {
 
 /// Appends what is there to `bytes`, at most `limit`, waiting for something to be.
 async fn fill(
-    reader: &OwnedReadHalf,
+    reader: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,
     limit: usize,
     urgent: bool,
@@ -402,31 +402,26 @@ async fn fill(
         if read == limit {
             return Ok(Fill::Bytes(read));
         }
-        match reader.try_read_buf(&mut (&mut *bytes).limit(limit - read)) {
-            Ok(0) if read == 0 => return Ok(Fill::End),
-            // The end is read again, on its own.
-            Ok(0) => return Ok(Fill::Bytes(read)),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if read >= SMALL_READ_BYTES || (urgent && read > 0) {
-                    return Ok(Fill::Bytes(read));
-                }
-                let patience = match (read > 0, before > 0) {
-                    (true, _) => Some(COMPANY),
-                    (false, true) => Some(QUIET),
-                    (false, false) => None,
-                };
-                match patience {
-                    None => reader.readable().await?,
-                    Some(patience) => match timeout(patience, reader.readable()).await {
-                        Ok(readable) => readable?,
-                        Err(_) if read > 0 => return Ok(Fill::Bytes(read)),
-                        Err(_) => return Ok(Fill::Quiet),
-                    },
-                }
+        let mut room = (&mut *bytes).limit(limit - read);
+        let more = reader.read_buf(&mut room);
+        let more = if read >= SMALL_READ_BYTES || (urgent && read > 0) {
+            more.now_or_never()
+        } else {
+            match (read > 0, before > 0) {
+                (true, _) => timeout(COMPANY, more).await.ok(),
+                (false, true) => timeout(QUIET, more).await.ok(),
+                (false, false) => Some(more.await),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        };
+        match more {
+            Some(Ok(0)) if read == 0 => return Ok(Fill::End),
+            // The end is read again, on its own.
+            Some(Ok(0)) => return Ok(Fill::Bytes(read)),
+            Some(Ok(_)) => {}
+            Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Some(Err(error)) => return Err(error),
+            None if read > 0 => return Ok(Fill::Bytes(read)),
+            None => return Ok(Fill::Quiet),
         }
     }
 }
@@ -436,7 +431,7 @@ impl Channel {
         &self,
         shared: &Arc<Shared>,
         mut returns: mpsc::UnboundedReceiver<ReturnEvent>,
-        mut writer: OwnedWriteHalf,
+        mut writer: impl AsyncWrite + Unpin,
         shape: &Shape,
     ) -> Result<(), ChannelError> {
         let (channel, member) = (self.id, self.member);
@@ -478,6 +473,7 @@ impl Channel {
                 break;
             }
             tokio::select! {
+                biased;
                 event = returns.recv() => match event {
                     Some(ReturnEvent::Bytes(bytes)) => waiting.extend_from_slice(&bytes),
                     Some(ReturnEvent::Finished) => finished = true,
@@ -492,6 +488,7 @@ impl Channel {
         let mut ended = shape.stream_ended.subscribe();
         loop {
             tokio::select! {
+                biased;
                 event = returns.recv() => match event {
                     Some(ReturnEvent::Reset(text)) => return Err(ChannelError::Peer(text)),
                     Some(_) => {}

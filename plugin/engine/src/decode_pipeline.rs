@@ -126,6 +126,10 @@ impl DecodePipeline {
         })
     }
 
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.shared.workers
+    }
+
     /// Takes the session's next frame, once there is room for it. Its stream bytes come through
     /// the promise, verified; if they never come, a failure was reported.
     pub(crate) async fn decode(&self, piece: Piece) -> oneshot::Receiver<StreamBytes> {
@@ -182,7 +186,7 @@ impl DecodePipeline {
     pub(crate) async fn close(&self) {
         let dropped = self.shared.close();
         // A window of many gigabytes is not taken down in a moment.
-        let _ = tokio::task::spawn_blocking(move || drop(dropped)).await;
+        let _ = self.shared.workers.blocking(move || drop(dropped)).await;
         self.drained().await;
     }
 }

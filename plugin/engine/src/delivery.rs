@@ -3,55 +3,30 @@
 //! Owns: the connection to the QEMU, delivery in the channel's order, and the credit for it.
 //! Must not: deliver what is not verified: the promises it is given hold verified bytes only.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 
-use crate::SocketOwner;
 use crate::buffers::Buffers;
 use crate::connection::FrameQueue;
 use crate::decode::StreamBytes;
 use crate::frame_digest::FrameDigest;
+use crate::network::QemuConnection;
 
 /// Delivered bytes are credited back in steps of this. So much less than what a channel is granted
 /// that a source never waits for the rest of a step.
 const CREDIT_STEP_BYTES: u32 = 512 * 1024;
 /// Most return path bytes in one frame.
 const RETURN_BYTES: usize = 64 * 1024;
-/// Bytes the kernel may hold for a QEMU that is busy: a few frames, so that one wake-up of ours
-/// moves more than one of them.
-const SOCKET_BYTES: usize = 512 * 1024;
 
 /// What is to be done with a channel's stream, in order.
 pub(crate) enum StreamEvent {
     /// Verified bytes, once there are.
     Bytes(oneshot::Receiver<StreamBytes>),
     Finish,
-}
-
-/// Connects to what listens there, if it is a socket of that user. The directory is QEMU's:
-/// a guest that has broken out could put a link to another socket into it.
-pub(crate) async fn connect(socket: &Path, owner: SocketOwner) -> std::io::Result<UnixStream> {
-    if !std::fs::symlink_metadata(socket)?.file_type().is_socket() {
-        return Err(std::io::Error::other(
-            "there is something else in its place",
-        ));
-    }
-    let connection = UnixStream::connect(socket).await?;
-    widen(&connection);
-    match connection.peer_cred()?.uid() {
-        uid if uid == owner.uid => Ok(connection),
-        uid => Err(std::io::Error::other(format!(
-            "user {uid} listens in its place"
-        ))),
-    }
 }
 
 /// Moves bytes between one channel and its QEMU.
@@ -69,10 +44,9 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) async fn run(
         self,
-        connection: UnixStream,
+        (reader, writer): QemuConnection,
         events: mpsc::UnboundedReceiver<StreamEvent>,
     ) {
-        let (reader, writer) = connection.into_split();
         let result = tokio::try_join!(self.write_stream(events, writer), self.read_return(reader));
         if let Err(error) = result {
             self.queue.send(&Frame::Reset {
@@ -85,7 +59,7 @@ impl Pump {
     async fn write_stream(
         &self,
         mut events: mpsc::UnboundedReceiver<StreamEvent>,
-        mut writer: OwnedWriteHalf,
+        mut writer: impl AsyncWrite + Unpin,
     ) -> std::io::Result<()> {
         let mut delivered = 0u32;
         while let Some(event) = events.recv().await {
@@ -114,7 +88,7 @@ impl Pump {
         Err(std::io::Error::other("the source gave up"))
     }
 
-    async fn read_return(&self, mut reader: OwnedReadHalf) -> std::io::Result<()> {
+    async fn read_return(&self, mut reader: impl AsyncRead + Unpin) -> std::io::Result<()> {
         let mut buffer = vec![0; RETURN_BYTES];
         loop {
             let bytes = match reader.read(&mut buffer).await? {
@@ -137,13 +111,5 @@ impl Pump {
             channel: self.channel,
         });
         Ok(())
-    }
-}
-
-/// Without permission for more than the host's limit, it stays at that.
-fn widen(connection: &UnixStream) {
-    use rustix::net::sockopt;
-    if sockopt::set_socket_send_buffer_size_force(connection, SOCKET_BYTES).is_err() {
-        let _ = sockopt::set_socket_send_buffer_size(connection, SOCKET_BYTES);
     }
 }

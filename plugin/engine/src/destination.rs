@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ use vmgang_wire::{Frame, Hello, RefuseCode, WireError};
 use crate::answers::Recall;
 use crate::connection::{FrameReader, ReadError};
 use crate::join::Grants;
+use crate::network::{Connection, Network, PeerListener, system};
 use crate::offer::Purpose;
 use crate::peer::{self, PeerName};
 use crate::stages::Stages;
@@ -60,15 +61,16 @@ pub trait DestinationHost: Send + Sync + 'static {
 }
 
 /// A listening vmgangd.
-#[derive(Debug)]
 pub struct Listener {
-    listener: TcpListener,
+    peers: Box<dyn PeerListener>,
+    network: Arc<dyn Network>,
 }
 
 struct Service {
     transport: Transport,
     runtime_dir: PathBuf,
     workers: Workers,
+    network: Arc<dyn Network>,
     host: Arc<dyn DestinationHost>,
     grants: Grants,
     stages: Stages,
@@ -77,19 +79,23 @@ struct Service {
 impl Listener {
     /// Starts to listen.
     pub async fn bind(listen: SocketAddr) -> io::Result<Self> {
-        Ok(Self {
-            listener: TcpListener::bind(listen).await?,
-        })
+        let peers = TcpListener::bind(listen).await?;
+        Ok(Self::new(Box::new(peers), system()))
+    }
+
+    /// Listens there, and connects to QEMUs over that network.
+    pub fn new(peers: Box<dyn PeerListener>, network: Arc<dyn Network>) -> Self {
+        Self { peers, network }
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.peers.local_addr()
     }
 
     /// Serves peers until `shutdown`, which ends every session.
     pub async fn serve(
-        self,
+        mut self,
         transport: Transport,
         runtime_dir: PathBuf,
         workers: Workers,
@@ -100,6 +106,7 @@ impl Listener {
             transport,
             runtime_dir,
             workers,
+            network: self.network,
             host,
             grants: Grants::default(),
             stages: Stages::default(),
@@ -109,7 +116,8 @@ impl Listener {
         tokio::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                biased;
+                accepted = self.peers.accept() => accepted,
                 () = &mut shutdown => break,
             };
             while sessions.try_join_next().is_some() {}
@@ -139,11 +147,10 @@ impl Listener {
 impl Service {
     async fn greet(
         &self,
-        stream: TcpStream,
+        stream: Box<dyn Connection>,
         address: SocketAddr,
         handshake: OwnedSemaphorePermit,
     ) -> Result<(), String> {
-        peer::configure(&stream).map_err(|error| error.to_string())?;
         let mut name = PeerName {
             address,
             certificate_names: Vec::new(),
@@ -216,6 +223,7 @@ impl Service {
                     host: self.host.clone(),
                     runtime_dir: self.runtime_dir.clone(),
                     workers: self.workers.clone(),
+                    network: self.network.clone(),
                     grants: self.grants.clone(),
                     certificate_names,
                 };
@@ -244,7 +252,9 @@ impl Service {
         let offer = Offer::from_hello(hello);
         let offered = offer.window_budget_bytes;
         let purpose = hello.purpose.into();
-        let admission = tokio::task::spawn_blocking(move || host.admit(&offer, purpose, &name))
+        let admission = self
+            .workers
+            .blocking(move || host.admit(&offer, purpose, &name))
             .await
             .map_err(|_| "the destination daemon failed while checking the offer".to_owned())??;
         Ok(Admission {

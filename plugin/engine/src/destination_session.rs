@@ -26,10 +26,11 @@ use crate::compression::window_slots;
 use crate::connection::{FrameQueue, FrameReader, ReadError, frame_queue, write_frames};
 use crate::decode::Piece;
 use crate::decode_pipeline::DecodePipeline;
-use crate::delivery::{Pump, StreamEvent, connect};
+use crate::delivery::{Pump, StreamEvent};
 use crate::destination::{Admission, DestinationHost};
 use crate::frame_digest::FrameDigest;
 use crate::join::{FurtherConnections, Grants, JOIN_TIMEOUT};
+use crate::network::Network;
 use crate::offer::{Offer, SocketOwner};
 use crate::runtime_dir::{JobDir, Side};
 use crate::workers::Workers;
@@ -50,6 +51,7 @@ pub(crate) struct Job {
     pub host: Arc<dyn DestinationHost>,
     pub runtime_dir: PathBuf,
     pub workers: Workers,
+    pub network: Arc<dyn Network>,
     /// Where its further connections come in.
     pub grants: Grants,
     pub certificate_names: Vec<String>,
@@ -205,7 +207,7 @@ async fn likely(job: &Job, slots: u32) -> (Option<PageWindow>, Vec<PageDigest>) 
         let announced = announce(&*recall, &key, &mut window)?;
         Ok::<_, WindowError>((window, announced))
     };
-    match tokio::task::spawn_blocking(work).await {
+    match job.workers.blocking(work).await {
         Ok(Ok((window, announced))) if !announced.is_empty() => (Some(window), announced),
         _ => (None, Vec::new()),
     }
@@ -314,7 +316,7 @@ impl<'a> Session<'a> {
         let (granted, more, further) = self.job.grants.grant(
             hello.job,
             &self.job.certificate_names,
-            connections,
+            (connections, self.job.network.secret()),
             &self.buffers,
             failures,
         );
@@ -433,8 +435,9 @@ impl<'a> Session<'a> {
                     return Err("the source asks about a member again and again".to_owned());
                 }
                 let (host, uuid, queue) = (self.job.host.clone(), offered.uuid, self.queue.clone());
+                let workers = self.job.workers.clone();
                 self.tasks.spawn(async move {
-                    let outcome = tokio::task::spawn_blocking(move || host.outcome(uuid)).await;
+                    let outcome = workers.blocking(move || host.outcome(uuid)).await;
                     queue.send(&Frame::Outcome {
                         member,
                         outcome: outcome.ok().flatten().map(Into::into),
@@ -474,7 +477,9 @@ impl<'a> Session<'a> {
             finished: false,
             pump: None,
         };
-        match connect(&self.sockets.socket(member), self.owners[member]).await {
+        let socket = self.sockets.socket(member);
+        let connecting = self.job.network.connect_qemu(&socket, self.owners[member]);
+        match connecting.await {
             Ok(connection) => {
                 let pump = Pump {
                     channel,

@@ -4,10 +4,10 @@
 //! Owns: the released state of each member. Must not: decide when to release.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use vmgang_stream::Progress;
 
 /// Most bytes read from QEMU before they are encoded.
@@ -37,7 +37,11 @@ pub(crate) fn is_idle(progress: &Progress, unread: usize) -> bool {
 pub(crate) struct Gate {
     released: Vec<watch::Sender<bool>>,
     ack_withheld: Vec<AtomicBool>,
-    stopped: watch::Sender<usize>,
+    /// Members whose guests are stopped.
+    stopped: AtomicUsize,
+    /// There are none any more. Wakes who waits in the order in which they came, which a watch
+    /// does not.
+    free: Notify,
 }
 
 impl Gate {
@@ -46,7 +50,8 @@ impl Gate {
         Self {
             released: (0..members).map(|_| watch::Sender::new(!hold)).collect(),
             ack_withheld: (0..members).map(|_| AtomicBool::new(false)).collect(),
-            stopped: watch::Sender::new(0),
+            stopped: AtomicUsize::new(0),
+            free: Notify::new(),
         }
     }
 
@@ -79,15 +84,24 @@ impl Gate {
 
     /// Gives this member's bytes right of way until the guard is dropped.
     pub(crate) fn guest_stopped(self: &Arc<Self>) -> StoppedGuest {
-        self.stopped.send_modify(|count| *count += 1);
+        self.stopped.fetch_add(1, Relaxed);
         StoppedGuest(self.clone())
     }
 
     /// Lets members whose guests are stopped go first.
     pub(crate) async fn give_way(&self) {
-        let mut stopped = self.stopped.subscribe();
-        // Either outcome means go on: the sender lives as long as `self`.
-        let _ = tokio::time::timeout(RIGHT_OF_WAY, stopped.wait_for(|count| *count == 0)).await;
+        let free = async {
+            loop {
+                // Before the look: what comes free in between is not missed.
+                let free = self.free.notified();
+                if self.stopped.load(Relaxed) == 0 {
+                    return;
+                }
+                free.await;
+            }
+        };
+        // Either outcome means go on.
+        let _ = tokio::time::timeout(RIGHT_OF_WAY, free).await;
     }
 }
 
@@ -97,7 +111,9 @@ pub(crate) struct StoppedGuest(Arc<Gate>);
 
 impl Drop for StoppedGuest {
     fn drop(&mut self) {
-        self.0.stopped.send_modify(|count| *count -= 1);
+        if self.0.stopped.fetch_sub(1, Relaxed) == 1 {
+            self.0.free.notify_waiters();
+        }
     }
 }
 

@@ -6,8 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use vmgang_dedup::PageDigest;
 use vmgang_wire::{Frame, Hello, RefuseCode, STREAM_BYTES_MAX, Welcome, WireError};
@@ -15,6 +14,7 @@ use vmgang_wire::{Frame, Hello, RefuseCode, STREAM_BYTES_MAX, Welcome, WireError
 use crate::compression::window_slots;
 use crate::connection::{FrameReader, ReadError};
 use crate::counters::Live;
+use crate::network::{Connection, Network};
 use crate::peer::{self, Counted};
 use crate::source::SourceError;
 use crate::{PeerAddress, Transport};
@@ -22,9 +22,6 @@ use crate::{PeerAddress, Transport};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The destination asks its libvirt before it answers.
 pub(crate) const WELCOME_TIMEOUT: Duration = Duration::from_secs(20);
-
-pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// A session that the destination has accepted.
 pub(crate) struct Greeted {
@@ -37,13 +34,14 @@ pub(crate) struct Greeted {
 
 /// Connects, and sends HELLO.
 pub(crate) async fn greet(
+    network: &dyn Network,
     peer: &PeerAddress,
     transport: &Transport,
     hello: Hello,
     live: &Live,
 ) -> Result<Greeted, SourceError> {
     let offered_bytes = hello.window_budget_bytes;
-    let connection = open(peer, transport, live).await?;
+    let connection = open(network, peer, transport, live).await?;
     let (reader, mut writer) = tokio::io::split(connection);
     let mut reader = FrameReader::new(reader);
     let mut bytes = Vec::new();
@@ -127,6 +125,7 @@ pub(crate) fn not_offered(peer: &PeerAddress) -> SourceError {
 }
 
 pub(crate) async fn open(
+    network: &dyn Network,
     peer: &PeerAddress,
     transport: &Transport,
     live: &Live,
@@ -135,12 +134,10 @@ pub(crate) async fn open(
         peer: peer.clone(),
         error,
     };
-    let connect = TcpStream::connect((peer.host.as_str(), peer.port));
-    let stream = timeout(CONNECT_TIMEOUT, connect)
+    let stream = timeout(CONNECT_TIMEOUT, network.connect(peer))
         .await
         .map_err(|_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer")))?
         .map_err(unreachable)?;
-    peer::configure(&stream).map_err(unreachable)?;
     let stream = Counted::new(stream, live.wire_bytes.clone());
     let Transport::Tls(identity) = transport else {
         return Ok(Box::new(stream));

@@ -52,13 +52,13 @@ impl Grants {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets `connections` less one join, if they come from the same peer. What goes wrong with
+    /// Lets `connections` less one join, if they come from the same peer and show the token. What goes wrong with
     /// one of them is told to `failures`.
     pub(crate) fn grant(
         &self,
         job: Uuid,
         certificate_names: &[String],
-        connections: u8,
+        (connections, token): (u8, [u8; 16]),
         buffers: &Buffers,
         failures: &mpsc::UnboundedSender<String>,
     ) -> (Granted, MoreConnections, FurtherConnections) {
@@ -75,7 +75,6 @@ impl Grants {
                 (Some(joined), (has_joined, arriving))
             })
             .unzip();
-        let token = Uuid::new_v4().into_bytes();
         let grant = Grant {
             job,
             certificate_names: certificate_names.to_vec(),
@@ -134,6 +133,7 @@ impl Joined {
         // The answer to JOIN.
         queue.send(&Frame::Alive);
         let error = tokio::select! {
+            biased;
             () = self.frames.closed() => return Ok(()),
             error = self.read(&mut reader) => error,
             written = write_frames(writer, queued, None) => match written {

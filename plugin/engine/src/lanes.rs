@@ -23,7 +23,8 @@ use crate::connection::{
     frame_queue, write_frames,
 };
 use crate::counters::Live;
-use crate::greeting::{Connection, open};
+use crate::greeting::open;
+use crate::network::Connection;
 use crate::peer::UNSENT_BYTES_MAX;
 use crate::source::{SourceError, SourceOptions};
 
@@ -197,8 +198,8 @@ async fn join_session(
     join: Join,
 ) -> Result<Further, SourceError> {
     let peer = || options.peer.clone();
-    let (reader, mut writer) =
-        tokio::io::split(open(&options.peer, &options.transport, live).await?);
+    let connection = open(&*options.network, &options.peer, &options.transport, live).await?;
+    let (reader, mut writer) = tokio::io::split(connection);
     let mut bytes = Vec::new();
     Frame::Join(join).encode(&mut bytes);
     let unreachable = |error| SourceError::Unreachable {

@@ -31,6 +31,7 @@ mod identify;
 mod join;
 mod ladder;
 mod lanes;
+mod network;
 mod offer;
 mod offering;
 mod order;
@@ -54,6 +55,9 @@ pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};
 pub use estimator::Estimator;
+pub use network::{
+    Connection, Network, PeerListener, Pending, QemuConnection, QemuListener, system,
+};
 pub use offer::{MemberOffer, MemberOutcome, Offer, Purpose, SocketOwner};
 pub use order::Remains;
 pub use page_key::PageKey;
@@ -69,4 +73,4 @@ pub use vmgang_wire::MEMBERS_MAX;
 /// Most TCP connections of one session.
 pub const CONNECTIONS_MAX: usize = vmgang_wire::CONNECTIONS_MAX as usize;
 
-pub use workers::Workers;
+pub use workers::{Execute, Workers};

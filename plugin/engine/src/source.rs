@@ -8,14 +8,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncRead;
-use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -38,6 +36,7 @@ use crate::gate::{CHUNK_BYTES, Gate};
 use crate::greeting::{Greeted, WELCOME_TIMEOUT, greet, not_offered};
 use crate::ladder::{Ladder, LinkWatch};
 use crate::lanes::{Lanes, REASON, open_further, watch_further, why};
+use crate::network::{Network, QemuListener};
 use crate::offering::Offering;
 use crate::order::SessionOrder;
 use crate::pool::Pool;
@@ -77,6 +76,8 @@ pub struct SourceOptions {
     pub scanned: Scanned,
     /// What was staged for them at this peer.
     pub stage: Option<StagedContents>,
+    /// Where connections come from.
+    pub network: Arc<dyn Network>,
     /// What is sent is to be there when the session is over, see [`SessionEnd::remains`].
     pub keep_contents: bool,
 }
@@ -260,7 +261,7 @@ impl SourceSession {
             return Err(SourceError::Members { members });
         }
         let live = Arc::new(Live::new(members));
-        let key = session_key();
+        let key = session_key(&*options.network);
         let page_key = options.transport.page_key();
         let several = options.connections.get() > 1;
         let stage = options.stage.take();
@@ -280,7 +281,14 @@ impl SourceSession {
             writer,
             welcome,
             announced,
-        } = greet(&options.peer, &options.transport, offer, &live).await?;
+        } = greet(
+            &*options.network,
+            &options.peer,
+            &options.transport,
+            offer,
+            &live,
+        )
+        .await?;
         let takes_stage = stage.as_ref().map(|stage| stage.window_budget_bytes);
         if (welcome.more_connections.is_some() && !several)
             || (welcome.stage && takes_stage != Some(welcome.window_budget_bytes))
@@ -393,17 +401,20 @@ impl SourceSession {
         });
         let mut accepting = JoinSet::new();
         for (member, owner) in options.socket_owners.iter().enumerate() {
-            let listener =
-                listen(&sockets, member, *owner).map_err(|error| SourceError::Sockets {
+            let listener = options
+                .network
+                .listen(&sockets.socket(member), *owner)
+                .map_err(|error| SourceError::Sockets {
                     path: sockets.socket(member),
                     error,
                 })?;
-            accepting.spawn(accept(shared.clone(), member, *owner, listener));
+            accepting.spawn(accept(shared.clone(), member, listener));
         }
         let session = shared.clone();
         let task = tokio::spawn(async move {
             let mut receiving = std::pin::pin!(receive(&session, &mut reader));
             let error = tokio::select! {
+                biased;
                 error = &mut receiving => error,
                 Some(ended) = ends.join_next() => {
                     let ended = ended.unwrap_or_else(|error| error.to_string());
@@ -520,55 +531,28 @@ impl Offers {
 }
 
 /// 32 bytes nobody else can guess.
-pub(crate) fn session_key() -> DigestKey {
+pub(crate) fn session_key(network: &dyn Network) -> DigestKey {
     let mut key = [0; 32];
     for half in key.chunks_exact_mut(16) {
-        // Version 4 UUIDs carry 122 bits of the system's randomness each.
-        half.copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        half.copy_from_slice(&network.secret());
     }
     DigestKey(key)
 }
 
-/// Listens for a member. Its QEMU's user can reach the socket, but not replace it: the
-/// directory is root's.
-fn listen(sockets: &JobDir, member: usize, owner: SocketOwner) -> io::Result<UnixListener> {
-    let path = sockets.socket(member);
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid))?;
-    Ok(listener)
-}
-
 /// Accepts a member's connections and serves each until it ends.
-async fn accept(shared: Arc<Shared>, member: usize, owner: SocketOwner, listener: UnixListener) {
+async fn accept(shared: Arc<Shared>, member: usize, mut listener: Box<dyn QemuListener>) {
     let mut channels = JoinSet::new();
     let mut connected = false;
     loop {
         while channels.try_join_next().is_some() {}
         let connection = match listener.accept().await {
-            Ok((connection, _)) => connection,
+            Ok(connection) => connection,
             Err(error) => {
                 tracing::warn!(member, %error, "accepting a migration connection failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        // libvirtd connects as root, QEMU as its own user.
-        match connection.peer_cred() {
-            Ok(peer) if peer.uid() == 0 || peer.uid() == owner.uid => {}
-            Ok(peer) => {
-                tracing::warn!(
-                    member,
-                    uid = peer.uid(),
-                    "refused a connection of another user"
-                );
-                continue;
-            }
-            Err(error) => {
-                tracing::warn!(member, %error, "refused a connection of an unknown user");
-                continue;
-            }
-        }
         if shared.next_channel.load(Relaxed) >= CHANNELS_MAX {
             tracing::warn!(member, "refused a connection: too many in this session");
             continue;

@@ -155,6 +155,7 @@ impl Stage<'_> {
                 };
             }
             let header = tokio::select! {
+                biased;
                 header = reader.ready() => header,
                 Some(take) = takes.recv(), if wanted.is_none() => {
                     wanted = Some(take);

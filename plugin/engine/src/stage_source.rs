@@ -23,6 +23,7 @@ use crate::counters::Live;
 use crate::frame_digest::FrameDigest;
 use crate::greeting::{Greeted, greet, not_offered};
 use crate::ladder::{Ladder, LinkWatch};
+use crate::network::Network;
 use crate::offering::Offering;
 use crate::order::{Identity, SessionOrder};
 use crate::pool::Pool;
@@ -44,6 +45,8 @@ pub struct StageOptions {
     pub seconds: u32,
     pub techniques: Techniques,
     pub workers: Workers,
+    /// Where the connection comes from.
+    pub network: Arc<dyn Network>,
     pub bandwidth_bytes_per_s: Option<u64>,
 }
 
@@ -135,7 +138,7 @@ impl StageSession {
     /// Connects to the peer and agrees on the stage.
     pub async fn connect(options: StageOptions) -> Result<Self, SourceError> {
         let live = Arc::new(Live::new(0));
-        let key = session_key();
+        let key = session_key(&*options.network);
         let page_key = options.transport.page_key();
         let purpose = vmgang_wire::Purpose::Stage {
             seconds: options.seconds.max(1),
@@ -146,7 +149,14 @@ impl StageSession {
             writer,
             welcome,
             ..
-        } = greet(&options.peer, &options.transport, hello, &live).await?;
+        } = greet(
+            &*options.network,
+            &options.peer,
+            &options.transport,
+            hello,
+            &live,
+        )
+        .await?;
         if welcome.more_connections.is_some() || welcome.stage || welcome.announced > 0 {
             return Err(not_offered(&options.peer));
         }
@@ -185,6 +195,7 @@ impl StageSession {
             let mut writing = JoinSet::new();
             writing.spawn(write_frames(writer, queued, Some(heavy)));
             let error = tokio::select! {
+                biased;
                 error = receive(&answers, &mut reader) => error,
                 written = writing.join_next() => match written {
                     Some(Ok(Err(error))) => error.to_string(),

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::future::Either;
 use uuid::Uuid;
 use vmgang_libvirt::{
     DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership, MigrateOptions,
@@ -29,6 +30,10 @@ pub struct DestinationInfo {
 
 /// One host's libvirt.
 pub trait Hypervisor: Send + Sync + 'static {
+    /// Whether calls block, as libvirt's do: then they are made on threads that may.
+    fn blocks(&self) -> bool {
+        true
+    }
     fn hostname(&self) -> Result<String, LibvirtError>;
     fn host_uuid(&self) -> Result<Uuid, LibvirtError>;
     fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError>;
@@ -72,8 +77,13 @@ where
     T: Send + 'static,
     Q: FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError> + Send + 'static,
 {
-    let hypervisor = hypervisor.clone();
-    let asked = tokio::task::spawn_blocking(move || question(&*hypervisor));
+    let asked = match hypervisor.blocks() {
+        true => {
+            let hypervisor = hypervisor.clone();
+            Either::Left(tokio::task::spawn_blocking(move || question(&*hypervisor)))
+        }
+        false => Either::Right(std::future::ready(Ok(question(&**hypervisor)))),
+    };
     async move {
         match asked.await {
             Ok(answer) => Ok(answer?),

@@ -251,6 +251,7 @@ impl Preflight<'_> {
             socket_owners: owners.collect(),
             techniques: self.request.techniques,
             workers: self.parts.workers.clone(),
+            network: vmgang_engine::system(),
             connections: self.parts.connections,
             scanned: Scanned::default(),
             stage: None,

@@ -283,6 +283,7 @@ impl Stages {
             seconds: u32::try_from(request.time.as_secs()).unwrap_or(u32::MAX),
             techniques: Techniques::default(),
             workers: parts.workers.clone(),
+            network: vmgang_engine::system(),
             bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
         })
         .await?;

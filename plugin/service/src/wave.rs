@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use vmgang_engine::SourceEvent;
 use vmgang_libvirt::{LibvirtError, MigrateOptions};
 
@@ -42,7 +43,7 @@ impl Driver {
         let mut answers = Answers::default();
         let mut inputs = Vec::new();
         for &member in wave {
-            known.facts[member].started = Some(Instant::now());
+            known.facts[member].started = Some(Instant::now().into_std());
             let answered = aborts.answered(member);
             match self.start_member(member) {
                 Ok(verdict) => {
@@ -94,6 +95,7 @@ impl Driver {
                 }
             }
             tokio::select! {
+                biased;
                 event = self.events.recv(), if known.events_open => {
                     inputs.extend(self.take_event(event, known));
                 }
@@ -143,7 +145,7 @@ impl Driver {
     fn sample(&self, known: &mut Known) {
         let counters = self.session.counters();
         let streams = counters.members.iter().map(|m| m.qemu_stream_bytes);
-        known.rates.sample(Instant::now(), streams);
+        known.rates.sample(Instant::now().into_std(), streams);
     }
 
     /// Between waves: whether something has happened that forbids the next one.
@@ -346,7 +348,7 @@ impl Answers {
 
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -159,6 +159,7 @@ impl Pair {
             socket_owners: vec![me(); members],
             techniques: Techniques::ALL,
             workers: Workers::per_processor().unwrap(),
+            network: vmgang_engine::system(),
             bandwidth_bytes_per_s: None,
             connections: NonZeroUsize::MIN,
             hold: false,

@@ -68,6 +68,7 @@ fn stage_options(pair: &Pair, members: usize) -> StageOptions {
         seconds: 60,
         techniques: options.techniques,
         workers: options.workers,
+        network: options.network,
         bandwidth_bytes_per_s: None,
     }
 }

@@ -216,6 +216,7 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
         socket_owners: vec![this_user(); members],
         techniques: config.techniques.parse()?,
         workers: workers(&config)?,
+        network: vmgang_engine::system(),
         bandwidth_bytes_per_s: None,
         connections: config.connections,
         hold: false,
