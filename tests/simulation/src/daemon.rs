@@ -241,9 +241,7 @@ struct WatchedSession {
 
 impl WatchedSession {
     fn note(&self, member: usize) {
-        self.world.guest(member).released = true;
-        self.world.released();
-        self.world.step(format_args!("released {member}"));
+        self.world.released(member);
     }
 }
 

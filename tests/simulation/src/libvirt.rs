@@ -241,6 +241,7 @@ async fn migrate(
         guest.written.clear();
         guest.returned.clear();
         (guest.read, guest.return_read, guest.whole) = (0, 0, false);
+        (guest.first_pass_done, guest.ack_said) = (false, false);
         guest.cancelled.send_replace(false);
         guest.destination_dies.send_replace(false);
     }

@@ -49,9 +49,6 @@ fn main() -> ExitCode {
                         return;
                     }
                     let outcome = run(seed, false);
-                    if number("ENDINGS").is_some() {
-                        println!("{seed} {} {:?}", outcome.steps, outcome.ending);
-                    }
                     if let Some(finding) = outcome.findings.first() {
                         failed.fetch_add(1, Relaxed);
                         println!("seed {seed}: {finding}");

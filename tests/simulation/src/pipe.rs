@@ -108,6 +108,11 @@ fn lock(state: &Shared) -> MutexGuard<'_, State> {
 pub struct Link(Shared, Shared);
 
 impl Link {
+    /// Bytes written so far, to the far end and back.
+    pub fn written(&self) -> (u64, u64) {
+        (lock(&self.0).written, lock(&self.1).written)
+    }
+
     /// Both ends learn that it is gone; what is under way is lost.
     pub fn reset(&self) {
         lock(&self.0).reset();
@@ -280,7 +285,8 @@ impl AsyncWrite for WriteEnd {
         let mut take = buf.len().min(room);
         let mut flip = None;
         if let Some(fault) = state.next_fault() {
-            let before = (fault.at - state.written) as usize;
+            // Two may be at one byte.
+            let before = fault.at.saturating_sub(state.written) as usize;
             match fault.trouble {
                 Trouble::Flip(bit) if before < take => {
                     flip = Some((before, bit));

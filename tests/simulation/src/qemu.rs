@@ -200,6 +200,7 @@ async fn send(
         stream.write().await?;
         sleep(Duration::from_millis(plan.part_ms)).await;
     }
+    world.guest(member).first_pass_done = true;
     world.step(format_args!("source QEMU {member} ended its first pass"));
     let mut pass = 0;
     loop {
@@ -302,6 +303,7 @@ async fn load(
         if plan.seed.is_multiple_of(2) {
             say(world, member, writer, &PONG).await;
         }
+        world.guest(member).ack_said = true;
         say(world, member, writer, &ACK).await;
         std::future::pending::<()>().await;
     };

@@ -165,6 +165,10 @@ async fn simulate(world: &Arc<World>) -> std::io::Result<Ending> {
     if settled.await.is_err() {
         world.wrong("a migration does not end".to_owned());
     }
+    let links = world.net().links.clone();
+    for (number, link) in links.iter().enumerate() {
+        world.step(format_args!("connection {number}: {:?}", link.written()));
+    }
     invariants::at_the_end(world, &ending);
     tidy(&hosts).await;
     invariants::nothing_left(world, root.path());
@@ -344,7 +348,9 @@ fn happen(hosts: &Hosts, event: Event) {
             }
         }
         Event::SourceQemuDies(member) => {
-            if world.guest(member).here != Here::Gone {
+            // Its end is the job's business only while libvirt has not answered for it.
+            let unanswered = lock(&hosts.job).is_none() || world.guest(member).called;
+            if unanswered && world.guest(member).here != Here::Gone {
                 world.set_here(member, Here::Dead);
                 world.guest(member).cancelled.send_replace(true);
             }

@@ -80,6 +80,10 @@ pub struct Guest {
     pub returned: Vec<u8>,
     /// How much of it its source QEMU has read.
     pub return_read: usize,
+    /// Its source QEMU has written every page once.
+    pub first_pass_done: bool,
+    /// Its destination QEMU has said that it may switch over.
+    pub ack_said: bool,
     /// The gang's release has come.
     pub released: bool,
     /// libvirt is at it, from its call to its verdict.
@@ -151,6 +155,8 @@ impl World {
                 whole: false,
                 returned: Vec::new(),
                 return_read: 0,
+                first_pass_done: false,
+                ack_said: false,
                 released: false,
                 called: false,
                 migrating: false,
@@ -248,8 +254,17 @@ impl World {
         }
     }
 
-    /// Some member is released now.
-    pub fn released(&self) {
+    /// A member is released now.
+    pub fn released(&self, member: usize) {
+        let ready = {
+            let mut guest = self.guest(member);
+            guest.released = true;
+            guest.first_pass_done && guest.ack_said && guest.called
+        };
+        self.step(format_args!("released {member}"));
+        if !ready {
+            self.wrong(format!("guest {member} was released before it was ready"));
+        }
         let given_up = *lock(&self.given_up);
         // Within a moment the two may cross.
         if given_up.is_some_and(|at| at < Instant::now()) {
