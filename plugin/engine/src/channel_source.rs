@@ -56,6 +56,7 @@ pub(crate) enum ReturnEvent {
 /// What the session keeps of an open channel.
 #[derive(Debug, Clone)]
 pub(crate) struct ChannelPort {
+    pub member: usize,
     /// Stream bytes the peer will take.
     pub credit: Arc<Semaphore>,
     /// Credit taken and not yet given back.

@@ -17,7 +17,7 @@ use vmgang_wire::{Compression, Frame, FrameHeader, WireError};
 use crate::answers::Found;
 use crate::buffers::Buffers;
 use crate::compression::{Budget, DecompressError, FrameDecompressor, StreamDecompressor};
-use crate::frame_digest::FrameDigest;
+use crate::frame_digest::{FrameDigest, of_channel};
 
 /// Fewer stream bytes get memory of their own.
 const POOLED_BYTES_MIN: usize = 32 * 1024;
@@ -106,6 +106,11 @@ impl Piece {
             self.compression = Compression::None;
         }
         Ok(())
+    }
+
+    /// Whose bytes they are to be.
+    pub(crate) fn belongs_to(&mut self, channel: u32, member: usize) {
+        self.digest = of_channel(self.digest, channel, member);
     }
 
     fn payload(&self) -> &[u8] {

@@ -13,7 +13,7 @@ use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 use crate::buffers::Buffers;
 use crate::connection::FrameQueue;
 use crate::decode::StreamBytes;
-use crate::frame_digest::FrameDigest;
+use crate::frame_digest::{FrameDigest, of_channel};
 use crate::network::QemuConnection;
 
 /// Delivered bytes are credited back in steps of this. So much less than what a channel is granted
@@ -32,6 +32,7 @@ pub(crate) enum StreamEvent {
 /// Moves bytes between one channel and its QEMU.
 pub(crate) struct Pump {
     pub channel: u32,
+    pub member: usize,
     pub digest: FrameDigest,
     pub queue: FrameQueue,
     pub buffers: Buffers,
@@ -103,7 +104,7 @@ impl Pump {
                 .fetch_add(bytes.len() as u64, Relaxed);
             self.queue.send(&Frame::Return {
                 channel: self.channel,
-                digest: self.digest.of(bytes),
+                digest: of_channel(self.digest.of(bytes), self.channel, self.member),
                 bytes,
             });
         }

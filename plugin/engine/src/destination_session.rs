@@ -169,6 +169,7 @@ pub(crate) fn refuse(queue: &FrameQueue, result: &Result<(), String>) {
 }
 
 struct Channel {
+    member: usize,
     stream: mpsc::UnboundedSender<StreamEvent>,
     /// Credit taken and not yet given back.
     outstanding: Arc<AtomicU64>,
@@ -362,12 +363,13 @@ impl<'a> Session<'a> {
     }
 
     async fn data(&mut self, header: &FrameHeader, body: Vec<u8>) -> Result<(), String> {
-        let (channel, piece) = Piece::read(header, body).map_err(|error| error.to_string())?;
+        let (channel, mut piece) = Piece::read(header, body).map_err(|error| error.to_string())?;
         let Some(open) = self.channels.get(&channel).filter(|open| !open.finished) else {
             return Err(format!(
                 "the source sent data for channel {channel}, not open"
             ));
         };
+        piece.belongs_to(channel, open.member);
         let charge = u64::from(piece.stream_len()).max(FRAME_CREDIT_BYTES_MIN as u64);
         let outstanding = open.outstanding.fetch_add(charge, Relaxed);
         if outstanding + charge > u64::from(CHANNEL_CREDIT_BYTES) {
@@ -470,6 +472,7 @@ impl<'a> Session<'a> {
     async fn open(&mut self, channel: u32, member: usize) {
         let (stream, events) = mpsc::unbounded_channel();
         let mut open = Channel {
+            member,
             stream,
             outstanding: Arc::new(AtomicU64::new(0)),
             return_credit: Arc::new(Semaphore::new(RETURN_CREDIT_BYTES)),
@@ -483,6 +486,7 @@ impl<'a> Session<'a> {
             Ok(connection) => {
                 let pump = Pump {
                     channel,
+                    member,
                     digest: self.digest.clone(),
                     queue: self.queue.clone(),
                     buffers: self.buffers.clone(),

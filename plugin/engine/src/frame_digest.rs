@@ -37,6 +37,18 @@ impl FrameDigest {
     }
 }
 
+/// The digest of a channel's bytes as it crosses the wire, made of that of the bytes; and that one
+/// again. It tells whose bytes they are: without TLS nothing else would notice that a frame has got
+/// another channel's number on its way, or a channel another member's.
+pub(crate) fn of_channel(mut digest: [u8; 16], channel: u32, member: usize) -> [u8; 16] {
+    let whose = channel.to_le_bytes().into_iter();
+    let whose = whose.chain((member as u16).to_le_bytes());
+    for (byte, whose) in digest.iter_mut().zip(whose) {
+        *byte ^= whose;
+    }
+    digest
+}
+
 impl std::fmt::Debug for FrameDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("FrameDigest(..)")
@@ -61,6 +73,15 @@ mod tests {
             }
             assert_eq!(digest.of(&bytes), before);
         }
+    }
+
+    #[test]
+    fn whose_bytes_they_are_counts() {
+        let digest = [9; 16];
+        let ours = of_channel(digest, 1 << 9, 3);
+        assert_eq!(of_channel(ours, 1 << 9, 3), digest);
+        assert_ne!(of_channel(ours, 1 << 8, 3), digest);
+        assert_ne!(of_channel(ours, 1 << 9, 2), digest);
     }
 
     /// What `docs/protocol.md` has as its example.

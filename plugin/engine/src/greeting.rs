@@ -106,7 +106,7 @@ async fn announced(
                     "it tells too few contents of its window".to_owned(),
                 ));
             }
-            Err(error) => return Err(protocol(error.to_string())),
+            Err(error) => return Err(broken(peer, error)),
         }
     }
     match digests.len() == count {
@@ -114,6 +114,22 @@ async fn announced(
         false => Err(protocol(
             "it tells too many contents of its window".to_owned(),
         )),
+    }
+}
+
+/// Why the handshake was not read to its end: a peer that is gone has broken no rule.
+fn broken(peer: &PeerAddress, error: ReadError) -> SourceError {
+    let peer = peer.clone();
+    match error {
+        ReadError::Io(error) => SourceError::Unreachable { peer, error },
+        error @ (ReadError::Closed | ReadError::Silent) => SourceError::Unreachable {
+            peer,
+            error: io::Error::other(format!("{error} before it had answered the handshake")),
+        },
+        ReadError::Wire(error) => SourceError::Protocol {
+            peer,
+            reason: error.to_string(),
+        },
     }
 }
 
@@ -195,11 +211,7 @@ async fn welcome(
                     error: format!("it does not accept this host's certificate ({error})"),
                 })
             }
-            Err(ReadError::Io(error)) => Err(SourceError::Unreachable {
-                peer: peer.clone(),
-                error,
-            }),
-            Err(error) => Err(protocol(error.to_string())),
+            Err(error) => Err(broken(peer, error)),
         };
     }
 }

@@ -14,6 +14,7 @@ use vmgang_wire::{Compression, DATA_OVERHEAD_BYTES, Data};
 use crate::buffers::Buffers;
 use crate::compression::{Patience, Rung, StreamCompressor};
 use crate::counters::Live;
+use crate::frame_digest::of_channel;
 use crate::ladder::Ladder;
 
 /// A frame that is built but for the session's stream and its header.
@@ -119,7 +120,7 @@ impl Sealer {
         let data = Data {
             sequence: frame.sequence,
             stream_len: frame.stream_len,
-            digest: frame.digest,
+            digest: of_channel(frame.digest, frame.channel, frame.member),
             compression: frame.compression,
             payload: &[],
         };

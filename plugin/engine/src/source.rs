@@ -31,7 +31,7 @@ use crate::connection::{
 };
 use crate::counters::Live;
 use crate::encode::Common;
-use crate::frame_digest::FrameDigest;
+use crate::frame_digest::{FrameDigest, of_channel};
 use crate::gate::{CHUNK_BYTES, Gate};
 use crate::greeting::{Greeted, WELCOME_TIMEOUT, greet, not_offered};
 use crate::ladder::{Ladder, LinkWatch};
@@ -190,6 +190,7 @@ impl Shared {
     ) -> (u32, ChannelPort, mpsc::UnboundedReceiver<ReturnEvent>) {
         let (returns, receiver) = mpsc::unbounded_channel();
         let port = ChannelPort {
+            member,
             credit: Arc::new(Semaphore::new(self.channel_credit_bytes as usize)),
             outstanding: Arc::new(AtomicU64::new(0)),
             return_outstanding: Arc::new(AtomicU64::new(0)),
@@ -603,10 +604,11 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
             digest,
             bytes,
         } => {
-            if shared.common.digest.of(bytes) != digest {
-                return Err("the digest of a return path does not match".to_owned());
-            }
             if let Some(port) = port(channel) {
+                let right = shared.common.digest.of(bytes);
+                if of_channel(right, channel, port.member) != digest {
+                    return Err("the digest of a return path does not match".to_owned());
+                }
                 let len = bytes.len() as u64;
                 let before = port.return_outstanding.fetch_add(len, Relaxed);
                 if before + len > RETURN_CREDIT_BYTES as u64 {

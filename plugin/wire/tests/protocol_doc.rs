@@ -216,9 +216,11 @@ fn the_worked_example_is_what_the_encoder_writes() {
         .update(&key)
         .finalize_xof()
         .fill(&mut secret);
-    let digest = XxHash3_128::oneshot_with_secret(&secret, &stream)
+    let mut digest = XxHash3_128::oneshot_with_secret(&secret, &stream)
         .expect("a secret of the right length")
         .to_le_bytes();
+    // Of channel 1 and member 0.
+    digest[0] ^= 1;
     let mut frame = Vec::new();
     Frame::Data {
         channel: 1,

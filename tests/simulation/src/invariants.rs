@@ -82,12 +82,17 @@ pub fn at_the_end(world: &World, ending: &Ending) {
             world.wrong(format!("guest {member} migrated without a release"));
         }
         if matches!(there, There::Incoming | There::Loaded) {
-            world.wrong(format!("guest {member} is left {there:?} at the destination"));
+            world.wrong(format!(
+                "guest {member} is left {there:?} at the destination"
+            ));
         }
     }
     let released = members.iter().filter(|(_, _, released)| *released).count();
     if !plan.continue_on_failure && released != 0 && released != members.len() {
-        world.wrong(format!("{released} of {} members were released", members.len()));
+        world.wrong(format!(
+            "{released} of {} members were released",
+            members.len()
+        ));
     }
     let text = match ending {
         Ending::Refused(text) => text.clone(),

@@ -250,8 +250,8 @@ async fn migrate(
     }
     pause().await;
     let far = there_dir.join(below_migrate(socket));
-    let accepting = listen(world, &far, None)
-        .map_err(|error| format!("Failed to bind socket: {error}"))?;
+    let accepting =
+        listen(world, &far, None).map_err(|error| format!("Failed to bind socket: {error}"))?;
     world.set_there(member, There::Incoming);
     // Dropped, it is a QEMU that was killed.
     let mut incoming = tokio::task::JoinSet::new();

@@ -35,7 +35,10 @@ fn main() -> ExitCode {
             false => ExitCode::FAILURE,
         };
     }
-    let (from, seeds) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(100_000));
+    let (from, seeds) = (
+        number("FROM").unwrap_or(0),
+        number("SEEDS").unwrap_or(100_000),
+    );
     let next = AtomicU64::new(from);
     let failed = AtomicU64::new(0);
     let most = number("FAILURES").unwrap_or(1);
@@ -64,7 +67,10 @@ fn main() -> ExitCode {
     });
     match failed.load(Relaxed) {
         0 => {
-            println!("{seeds} seeds, {} s: nothing wrong", began.elapsed().as_secs());
+            println!(
+                "{seeds} seeds, {} s: nothing wrong",
+                began.elapsed().as_secs()
+            );
             ExitCode::SUCCESS
         }
         _ => ExitCode::FAILURE,

@@ -115,7 +115,11 @@ impl Drop for Accepting {
 }
 
 /// Makes a socket. Its directory must be there.
-pub fn listen(world: &Arc<World>, socket: &Path, life: Option<&Arc<Life>>) -> io::Result<Accepting> {
+pub fn listen(
+    world: &Arc<World>,
+    socket: &Path,
+    life: Option<&Arc<Life>>,
+) -> io::Result<Accepting> {
     if !socket.parent().is_some_and(Path::is_dir) {
         return Err(io::ErrorKind::NotFound.into());
     }
@@ -190,7 +194,10 @@ impl PeerListener for Port {
     fn accept(&mut self) -> Pending<'_, (Box<dyn Connection>, SocketAddr)> {
         Box::pin(async {
             match self.connections.recv().await {
-                Some(end) => Ok((Box::new(end) as Box<dyn Connection>, ([10, 0, 0, 1], 1).into())),
+                Some(end) => Ok((
+                    Box::new(end) as Box<dyn Connection>,
+                    ([10, 0, 0, 1], 1).into(),
+                )),
                 None => std::future::pending().await,
             }
         })

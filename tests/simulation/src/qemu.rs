@@ -325,7 +325,10 @@ async fn load(
                     guest.whole && guest.read == guest.written.len(),
                 )
             };
-            world.step(format_args!("destination QEMU {member} read {}", bytes.len()));
+            world.step(format_args!(
+                "destination QEMU {member} read {}",
+                bytes.len()
+            ));
             if !right {
                 world.wrong(format!("the stream of guest {member} was changed"));
                 return false;

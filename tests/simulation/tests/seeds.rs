@@ -1,8 +1,8 @@
 //! The first 2,000 seeds, and that a seed is all that a run depends on.
 //! `make simulate` runs many more.
 
-use vmgang_simulation::{Ending, run};
 use vmgang_service::report::JobState;
+use vmgang_simulation::{Ending, run};
 
 const SEEDS: u64 = 2_000;
 
@@ -21,14 +21,21 @@ fn nothing_goes_wrong() {
     }
     // Runs that get nowhere would find nothing either.
     assert!(completed > SEEDS / 4, "only {completed} gangs migrated");
-    assert!(completed < SEEDS * 3 / 4, "{completed} gangs migrated: what went wrong?");
+    assert!(
+        completed < SEEDS * 3 / 4,
+        "{completed} gangs migrated: what went wrong?"
+    );
 }
 
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 0..300 {
         let (first, second) = (run(seed, true), run(seed, true));
-        let differs = first.trace.iter().zip(&second.trace).position(|(a, b)| a != b);
+        let differs = first
+            .trace
+            .iter()
+            .zip(&second.trace)
+            .position(|(a, b)| a != b);
         assert_eq!(
             (first.hash, first.steps),
             (second.hash, second.steps),
