@@ -17,7 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vmgang_dedup::Member;
-use vmgang_stream::{ReturnPath, Tokenizer};
+use vmgang_stream::{PAGE_BYTES, ReturnPath, Tokenizer};
 use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 
 use crate::chunk::Chunk;
@@ -26,6 +26,7 @@ use crate::encode::{ChannelEncoder, Plan};
 use crate::gate::{
     ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle,
 };
+use crate::passes::{Passes, Seen};
 use crate::source::{Shared, SourceEvent};
 
 /// Room for a chunk and for the longest unit the tokenizer may leave behind.
@@ -157,7 +158,7 @@ impl Channel {
         let (identified, unordered) = mpsc::unbounded_channel();
         tokio::try_join!(
             self.read_stream(shared, reader, shape, &encoder, identified),
-            order_chunks(shared, &self.port, shape, &encoder, unordered),
+            order_chunks(shared, self.member, &self.port, shape, &encoder, unordered),
         )?;
         if self.main && !shape.may_end.load(Relaxed) {
             return Err(ChannelError::CutShort);
@@ -180,6 +181,7 @@ impl Channel {
         let mut tokenizer = Tokenizer::new();
         let mut watch = MainStream {
             main: self.main,
+            passes: Passes::default(),
             first_pass_done: false,
             unreadable: false,
             stopped: None,
@@ -192,9 +194,12 @@ impl Channel {
         let mut last_read = CHUNK_BYTES;
         loop {
             let mut limit = CHUNK_BYTES;
-            let mut urgent = watch.stopped.is_some();
+            let mut urgent = shared.gate.is_stopped(member);
             if !urgent {
-                shared.gate.give_way().await;
+                shared.gate.give_way(member).await;
+                if watch.must_wait(shared, member, &tokenizer) {
+                    shared.gate.until_held_or_released(member).await;
+                }
                 if shared.gate.holds(member) {
                     urgent = watch.first_pass_done;
                     if watch.trickles(&tokenizer, chunk.bytes.len(), last_read) {
@@ -276,21 +281,35 @@ fn identify(
 /// What a member's main stream has shown so far.
 struct MainStream {
     main: bool,
+    passes: Passes,
     first_pass_done: bool,
     unreadable: bool,
     stopped: Option<StoppedGuest>,
 }
 
+/// A member that is to be held and has no acknowledgement to hold it by is not read from behind so
+/// much of its first pass, in 16ths.
+const HELD_IN_FIRST_PASS: u64 = 15;
+
 impl MainStream {
     /// Reports what the last chunk has shown.
     fn look(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer, shape: &Shape) {
         let progress = tokenizer.progress();
+        match self.passes.look(progress, Instant::now()) {
+            Seen::FirstPass { pages, of } => shared.gate.first_pass(member, pages, of),
+            Seen::Passed { sent_bytes, took } => shared.report(SourceEvent::PassDone {
+                member,
+                sent_bytes,
+                took,
+            }),
+            Seen::Nothing => {}
+        }
         if progress.first_pass_done() && !self.first_pass_done {
             self.first_pass_done = true;
             shared.first_pass_done(member);
         }
         if progress.guest_stopped() && self.stopped.is_none() {
-            self.stopped = Some(shared.gate.guest_stopped());
+            self.stopped = Some(shared.gate.guest_stopped(member));
             shape.stopped.send_replace(true);
             shape.may_end.store(true, Relaxed);
             shared.live.guest_stopped(member);
@@ -306,6 +325,24 @@ impl MainStream {
         }
     }
 
+    /// Whether reading on could let the member switch over although it is to be held: its
+    /// destination has sent no acknowledgement that could be withheld.
+    fn must_wait(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer) -> bool {
+        let progress = tokenizer.progress();
+        let sent = (progress.zero_records() + progress.page_records()) * PAGE_BYTES as u64;
+        let near_end = progress.total_bytes() > 0
+            && sent >= progress.total_bytes() / 16 * HELD_IN_FIRST_PASS;
+        let waits = self.main
+            && !self.first_pass_done
+            && !self.unreadable
+            && near_end
+            && shared.gate.wants_hold(member);
+        if waits {
+            shared.report(SourceEvent::HeldInFirstPass { member });
+        }
+        waits
+    }
+
     /// Whether a held QEMU makes nothing but empty passes now, as far as can be told.
     fn trickles(&self, tokenizer: &Tokenizer, unread: usize, last_read: usize) -> bool {
         if self.unreadable {
@@ -319,6 +356,7 @@ impl MainStream {
 /// frames built.
 async fn order_chunks(
     shared: &Arc<Shared>,
+    member: usize,
     port: &ChannelPort,
     shape: &Shape,
     encoder: &Arc<ChannelEncoder>,
@@ -332,12 +370,14 @@ async fn order_chunks(
         let mut stopped = shape.stopped.subscribe();
         if !*stopped.borrow() {
             tokio::select! {
-                () = shared.gate.give_way() => {}
+                () = shared.gate.give_way(member) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
             }
         }
         let bytes = full.chunk.bytes.len();
         let permits = bytes as u32;
+        let contended = || shared.backlog.available_permits() < bytes;
+        shared.gate.pace(member, contended).await;
         let charge = bytes.max(FRAME_CREDIT_BYTES_MIN);
         let session_ended = |_| ChannelError::Session;
         port.credit

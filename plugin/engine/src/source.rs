@@ -121,6 +121,15 @@ pub enum SourceEvent {
     ChannelOpened { member: usize },
     /// Every page has been sent once.
     FirstPassDone { member: usize },
+    /// A pass over what was dirtied in the pass before has ended; it has sent so much guest memory.
+    PassDone {
+        member: usize,
+        sent_bytes: u64,
+        took: Duration,
+    },
+    /// The destination has sent no acknowledgement that could be withheld, so the member is held by
+    /// not reading on near the end of its first pass.
+    HeldInFirstPass { member: usize },
     /// The member's stream is not understood (any more) before its first pass has ended: the
     /// end of that pass will not be seen.
     Unreadable { member: usize },
@@ -170,8 +179,10 @@ impl Shared {
 
     /// A member has sent every page once.
     pub(crate) fn first_pass_done(&self, member: usize) {
-        self.live.first_pass_done(member);
-        if self.first_passes.fetch_add(1, Relaxed) + 1 == self.members {
+        self.gate.first_pass_done(member);
+        // Not if its migration had to begin anew.
+        let first = self.live.first_pass_done(member);
+        if first && self.first_passes.fetch_add(1, Relaxed) + 1 == self.members {
             self.order().clear_expectations();
         }
         self.report(SourceEvent::FirstPassDone { member });
@@ -450,6 +461,11 @@ impl SourceSession {
         self.shared.gate.release(member);
     }
 
+    /// The member's migration has failed and begins anew: it is held as before.
+    pub fn restart_member(&self, member: usize) {
+        self.shared.gate.restart(member);
+    }
+
     /// Caps what is written to the peer.
     pub fn set_bandwidth(&self, bytes_per_s: Option<u64>) {
         self.cap.set(bytes_per_s);
@@ -542,7 +558,6 @@ fn listen(sockets: &JobDir, member: usize, owner: SocketOwner) -> io::Result<Uni
 /// Accepts a member's connections and serves each until it ends.
 async fn accept(shared: Arc<Shared>, member: usize, owner: SocketOwner, listener: UnixListener) {
     let mut channels = JoinSet::new();
-    let mut connected = false;
     loop {
         while channels.try_join_next().is_some() {}
         let connection = match listener.accept().await {
@@ -573,8 +588,10 @@ async fn accept(shared: Arc<Shared>, member: usize, owner: SocketOwner, listener
             tracing::warn!(member, "refused a connection: too many in this session");
             continue;
         }
-        // Opened here, not in the task: QEMU tells its connections apart by their order.
-        let main = !std::mem::replace(&mut connected, true);
+        while channels.try_join_next().is_some() {}
+        // Opened here, not in the task: QEMU tells its connections apart by their order. With all
+        // of them gone, a migration begins anew.
+        let main = channels.is_empty();
         let channel = Channel::open(&shared, member, main);
         channels.spawn(channel.serve(shared.clone(), connection));
     }

@@ -310,6 +310,22 @@ impl Host {
         Ok(())
     }
 
+    /// Switches the migration that runs on the domain to post-copy.
+    pub fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        raw::start_post_copy(&domain).map_err(domain_error(&domain, "switch to post-copy"))
+    }
+
+    /// Suspends the guest; during its migration this makes it converge, and it runs again at the
+    /// destination.
+    pub fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        domain
+            .suspend()
+            .map_err(domain_error(&domain, "suspend"))?;
+        Ok(())
+    }
+
     pub(crate) fn lookup(&self, uuid: Uuid) -> Result<Domain, LibvirtError> {
         self.connect
             .lookup_domain_by_uuid_string(&uuid.to_string())

@@ -227,6 +227,7 @@ impl Coordinator {
     ) -> Result<Arc<Job>, ServiceError> {
         let domains = self.domains().await?;
         let members = gangs::select(&request.selection, &domains)?;
+        request.check_members(members.len())?;
         let id = Uuid::new_v4();
         let reservation = self.jobs.reserve(id, request.gang(), &members)?;
         let preflight = Preflight {
@@ -248,7 +249,13 @@ impl Coordinator {
         let taken = ready.taken;
         let offering = offer_contents(&*session, &ready.scanned);
 
-        let (job, control) = Job::start(id, request.gang(), &request.destination.uri, &members);
+        let (job, control) = Job::start(
+            id,
+            request.gang(),
+            &request.destination.uri,
+            &members,
+            request.policy.can_post_copy(),
+        );
         let job = Arc::new(job);
         // The daemon may have begun to stop meanwhile.
         self.jobs.add(job.clone())?;

@@ -1,5 +1,5 @@
-//! Runs one job: wave by wave, to the report. How a wave goes is in `wave.rs`, and all decisions
-//! about it in `barrier.rs`.
+//! Runs one job to its report. How its members are conducted is in `conduct.rs`, and all decisions
+//! about them in `barrier.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use vmgang_engine::{Remains, SessionEnd, SourceEvent};
 use vmgang_libvirt::DomainInfo;
 
-use crate::barrier::{Barrier, Cause, OnFailure, Outcome};
+use crate::barrier::{Barrier, Cause, Outcome};
+use crate::convergence::{Convergence, Judgement};
 use crate::hypervisor::Hypervisor;
 use crate::job::{Control, Job};
 use crate::outcome;
@@ -17,9 +18,6 @@ use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
 use crate::switchover::{Limits, StreamRates};
 use crate::tunnel::Session;
-
-/// Members migrated at once: libvirtd has 20 workers, and abort and statistics need some.
-pub const WAVE_MEMBERS_MAX: usize = 12;
 
 /// A libvirt connection serves five calls at a time.
 const OUTCOMES_AT_ONCE: usize = 4;
@@ -52,13 +50,24 @@ pub(crate) struct Facts {
 pub(crate) struct Known {
     /// By member.
     pub(crate) facts: Vec<Facts>,
-    /// The peer is gone, so no further wave can start.
+    /// The peer is gone.
     pub(crate) session_lost: bool,
     /// More events may come.
     pub(crate) events_open: bool,
     pub(crate) rates: StreamRates,
-    /// Of the wave that runs, if vmgang sets them.
+    /// By member.
+    pub(crate) convergence: Vec<Convergence>,
+    pub(crate) judged: Vec<Option<Judgement>>,
+    /// If vmgang sets them.
     pub(crate) limits: Option<Limits>,
+}
+
+impl Known {
+    /// How much the member may have left to send when its guest is stopped.
+    pub(crate) fn may_be_left(&self, member: usize) -> u64 {
+        let carried = self.convergence.get(member).and_then(Convergence::carried);
+        self.rates.unsent_bytes(member, carried)
+    }
 }
 
 impl Driver {
@@ -70,48 +79,29 @@ impl Driver {
             session_lost: false,
             events_open: true,
             rates: StreamRates::new(self.members.len()),
+            convergence: vec![Convergence::default(); self.members.len()],
+            judged: vec![None; self.members.len()],
             limits: None,
         };
-        let mut cause = None;
-        let waves: Vec<Vec<usize>> = (0..self.members.len())
-            .collect::<Vec<_>>()
-            .chunks(WAVE_MEMBERS_MAX)
-            .map(<[usize]>::to_vec)
-            .collect();
-        if waves.len() > 1 {
-            tracing::info!(
-                job = self.job.id,
-                waves = waves.len(),
-                "too many members for one wave"
-            );
+        if !self.request.policy.holds(self.members.len()) {
+            tracing::info!(job = self.job.id, "nobody is held for a common switchover");
         }
-        for wave in &waves {
-            if let Some(stop) = self.stopped(&mut known) {
-                cause.get_or_insert(stop);
-                break;
-            }
-            let barrier = self.wave(wave, &mut known).await;
-            if cause.is_none() {
-                cause = barrier.cause().cloned();
-            }
-            let keep_going = match &cause {
-                None => true,
-                Some(Cause::Failure(_)) => {
-                    self.request.on_failure == OnFailure::Continue && !known.session_lost
-                }
-                Some(Cause::Aborted | Cause::TimedOut) => false,
-            };
-            if !keep_going {
-                break;
-            }
-        }
+        let barrier = self.conduct(&mut known).await;
+        let cause = barrier.cause().cloned();
         self.report(started, known.facts, cause).await
     }
 
     /// Shows the figures of the moment.
-    pub(crate) fn refresh(&self, barrier: &Barrier) {
+    pub(crate) fn refresh(&self, barrier: &Barrier, known: &Known) {
         let counters = self.session.counters();
         self.job.update(|view| {
+            for (member, view) in view.members.iter_mut().enumerate() {
+                view.throttled = barrier.throttled(member);
+                view.stalled = match known.judged.get(member) {
+                    Some(Some(Judgement::Stalled(rates))) => Some(*rates),
+                    _ => None,
+                };
+            }
             view.bytes = Bytes::from(&counters);
             view.barrier_approximate |= barrier.approximate();
             for (member, counters) in view.members.iter_mut().zip(&counters.members) {

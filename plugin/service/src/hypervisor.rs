@@ -47,6 +47,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError>;
     /// Changes the longest downtime of the migration that runs on the domain.
     fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError>;
+    /// Switches the migration that runs on the domain to post-copy.
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// Suspends a guest that is being migrated; it runs again at the destination.
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -154,6 +158,14 @@ impl Hypervisor for Libvirt {
 
     fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError> {
         self.host()?.set_max_downtime(uuid, milliseconds)
+    }
+
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.host()?.start_post_copy(uuid)
+    }
+
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.host()?.suspend(uuid)
     }
 
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {

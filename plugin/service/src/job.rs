@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 use vmgang_libvirt::DomainInfo;
 
+use crate::convergence::Rates;
 use crate::error::ServiceError;
 use crate::history::Record;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
@@ -17,12 +18,14 @@ use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 pub enum Control {
     Abort,
     SetBandwidth(Option<u64>),
+    /// The whole gang switches to post-copy.
+    StartPostCopy,
 }
 
 /// Where one member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberState {
-    /// Its wave has not begun.
+    /// It has not been started: others are under way.
     Waiting,
     Copying,
     /// Every page was sent once; it waits for the others.
@@ -48,6 +51,16 @@ impl MemberState {
     }
 }
 
+impl MemberState {
+    /// libvirt is migrating it.
+    pub fn under_way(self) -> bool {
+        matches!(
+            self,
+            MemberState::Copying | MemberState::Held | MemberState::Switching
+        )
+    }
+}
+
 impl From<DomainOutcome> for MemberState {
     fn from(outcome: DomainOutcome) -> Self {
         match outcome {
@@ -59,7 +72,7 @@ impl From<DomainOutcome> for MemberState {
 }
 
 /// A member's progress.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MemberView {
     pub name: String,
     pub uuid: Uuid,
@@ -71,6 +84,10 @@ pub struct MemberView {
     pub iterations: u64,
     pub qemu_stream_bytes: u64,
     pub wire_bytes: u64,
+    /// It does not converge: it dirties memory as fast as it can be sent.
+    pub stalled: Option<Rates>,
+    /// QEMU slows its guest down.
+    pub throttled: bool,
 }
 
 /// Everything about a job that changes.
@@ -97,6 +114,7 @@ pub struct Job {
     /// Counts changes, for whoever publishes them.
     changes: watch::Sender<u64>,
     control: Option<mpsc::UnboundedSender<Control>>,
+    can_post_copy: bool,
 }
 
 impl Job {
@@ -106,6 +124,7 @@ impl Job {
         gang: Option<&str>,
         destination: &str,
         members: &[DomainInfo],
+        can_post_copy: bool,
     ) -> (Job, mpsc::UnboundedReceiver<Control>) {
         let (control, receiver) = mpsc::unbounded_channel();
         let members = members
@@ -120,6 +139,8 @@ impl Job {
                 iterations: 0,
                 qemu_stream_bytes: 0,
                 wire_bytes: 0,
+                stalled: None,
+                throttled: false,
             })
             .collect();
         let job = Job {
@@ -138,6 +159,7 @@ impl Job {
             }),
             changes: watch::Sender::new(0),
             control: Some(control),
+            can_post_copy,
         };
         (job, receiver)
     }
@@ -158,6 +180,8 @@ impl Job {
                 iterations: domain.iterations.unwrap_or(0),
                 qemu_stream_bytes: domain.qemu_stream_bytes,
                 wire_bytes: domain.wire_bytes,
+                stalled: None,
+                throttled: false,
             })
             .collect();
         Job {
@@ -176,6 +200,7 @@ impl Job {
             }),
             changes: watch::Sender::new(0),
             control: None,
+            can_post_copy: false,
         }
     }
 
@@ -219,6 +244,17 @@ impl Job {
         };
         let sender = self.control.as_ref().ok_or_else(ended)?;
         sender.send(control).map_err(|_| ended())
+    }
+
+    /// Tells the driver to switch the gang to post-copy; refused if the job cannot.
+    pub fn start_post_copy(&self) -> Result<(), ServiceError> {
+        if self.control.is_some() && !self.can_post_copy {
+            return Err(ServiceError::InvalidOption(format!(
+                "the job {} cannot go to post-copy: it was started without the option postcopy",
+                self.id
+            )));
+        }
+        self.control(Control::StartPostCopy)
     }
 
     /// The record of a job that still runs: every member is on the source.

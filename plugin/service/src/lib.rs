@@ -5,13 +5,15 @@
 //! `vmgang-libvirt`, or guests' memory other than through `vmgang-snapshot`.
 //!
 //! Path of a request: `bus` -> `request` -> `coordinator` -> `preflight` -> `driver` ->
-//! `wave` (with `barrier` deciding) -> `report` -> `history`.
+//! `conduct` (with `barrier` deciding) -> `report` -> `history`.
 
 mod aborts;
 pub mod barrier;
 pub mod budget;
 pub mod bus;
+mod conduct;
 pub mod config;
+pub mod convergence;
 pub mod coordinator;
 pub mod daemon;
 pub mod destination;
@@ -27,6 +29,7 @@ pub mod jobs;
 pub mod memory;
 mod outcome;
 pub mod peers;
+pub mod policy;
 mod preflight;
 pub mod recall;
 pub mod report;
@@ -35,4 +38,3 @@ pub mod scans;
 pub mod stages;
 mod switchover;
 pub mod tunnel;
-mod wave;

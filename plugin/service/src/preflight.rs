@@ -217,9 +217,11 @@ impl Preflight<'_> {
         here: Here,
         transport: Transport,
     ) -> Result<(SourceOptions, bool), ServiceError> {
-        let limit_passes = here.takes_switchover_rate;
-        let hold = limit_passes || !here.members.iter().any(|member| member.emulated);
-        if !hold {
+        let held = self.request.policy.holds(self.members.len());
+        let limit_passes = held && here.takes_switchover_rate;
+        let can_hold = limit_passes || !here.members.iter().any(|member| member.emulated);
+        let hold = held && can_hold;
+        if held && !can_hold {
             tracing::warn!(
                 job = %self.job.simple(),
                 "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: the gang is not held for a common switchover"

@@ -23,6 +23,11 @@ pub struct Progress {
     guest_stopped: bool,
     ram_ended: bool,
     tail_is_empty_part: bool,
+    total_bytes: u64,
+    passes: u64,
+    last_pass_pages: u64,
+    /// Page and zero records up to the end of the last pass.
+    pages_before_pass: u64,
 }
 
 impl Progress {
@@ -35,6 +40,17 @@ impl Progress {
     /// Every page has been sent at least once.
     pub fn first_pass_done(&self) -> bool {
         self.first_pass_done
+    }
+
+    /// Passes over the dirty pages that have ended, the first one included. A pass whose pages all
+    /// lie behind those of the one before counts as the same one.
+    pub fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// Pages sent in the last pass that has ended; 0 if the guest had written to none.
+    pub fn last_pass_pages(&self) -> u64 {
+        self.last_pass_pages
     }
 
     /// The source guest does not run any more: everything that follows is downtime.
@@ -53,6 +69,11 @@ impl Progress {
         self.tail_is_empty_part
     }
 
+    /// Guest memory as announced at the start, in bytes; 0 until then.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
     /// Zero records seen.
     pub fn zero_records(&self) -> u64 {
         self.zero_records
@@ -67,6 +88,10 @@ impl Progress {
         self.begun = true;
     }
 
+    pub(crate) fn declare_total(&mut self, bytes: u64) {
+        self.total_bytes = bytes;
+    }
+
     pub(crate) fn declare_block(&mut self, name: &[u8]) {
         if self.blocks.len() < BLOCKS_MAX {
             self.blocks.push(name.into());
@@ -79,10 +104,28 @@ impl Progress {
 
     pub(crate) fn section_ends(&mut self, is_part: bool) {
         if is_part && self.records_in_section == 0 {
-            self.tail_is_empty_part = true;
             // QEMU sends at least one page per section while a pass has pages left.
-            self.first_pass_done |= self.zero_records + self.page_records > 0;
+            if !self.tail_is_empty_part && self.pages() > 0 {
+                if self.pages() > self.pages_before_pass {
+                    self.pass_ends(0);
+                }
+                self.pass_ends(0);
+            }
+            self.tail_is_empty_part = true;
         }
+    }
+
+    fn pages(&self) -> u64 {
+        self.zero_records + self.page_records
+    }
+
+    /// The last `next` of the pages so far belong to the next pass.
+    fn pass_ends(&mut self, next: u64) {
+        let pages = self.pages().saturating_sub(next);
+        self.first_pass_done = true;
+        self.passes += 1;
+        self.last_pass_pages = pages.saturating_sub(self.pages_before_pass);
+        self.pages_before_pass = pages;
     }
 
     pub(crate) fn ram_end_begins(&mut self) {
@@ -119,8 +162,10 @@ impl Progress {
         let next = self.blocks.iter().position(|known| **known == *name);
         if next != self.current {
             // QEMU walks the blocks in the order it announced them: going back is a new pass.
-            if let (Some(next), Some(current)) = (next, self.current) {
-                self.first_pass_done |= next < current;
+            if let (Some(next), Some(current)) = (next, self.current)
+                && next < current
+            {
+                self.pass_ends(0);
             }
             self.current = next;
             self.last_address = None;
@@ -138,7 +183,7 @@ impl Progress {
         self.records_in_section += 1;
         self.tail_is_empty_part = false;
         if self.last_address.is_some_and(|last| address <= last) {
-            self.first_pass_done = true;
+            self.pass_ends(1);
         }
         self.last_address = Some(address);
     }

@@ -402,6 +402,7 @@ impl Tokenizer {
             }
             record::FLAG_MULTIFD_FLUSH => Some(Unit::Skip(8)),
             record::FLAG_MEM_SIZE => {
+                self.progress.declare_total(address);
                 self.state = if address > 0 {
                     State::BlockList { left: address }
                 } else {

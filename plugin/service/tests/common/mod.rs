@@ -60,6 +60,12 @@ pub enum Script {
     BreaksAfterRelease,
     /// The session with the peer breaks while it copies.
     SessionLost,
+    /// Dirties memory as fast as it can be sent, unless QEMU slows it down.
+    Stalls,
+    /// Does so whatever QEMU does; only post-copy helps.
+    AlwaysStalls,
+    /// Has still much to send after its first pass; only post-copy helps.
+    Copying,
     /// libvirt gives it up after a while, and it stays paused.
     LeftPaused,
     /// libvirt saves it to a file just now.
@@ -82,6 +88,8 @@ pub struct Fake {
     pub abort_delay: Duration,
     /// Calls to abort that have returned, and those of them that reached a domain's job.
     pub aborts: Arc<Mutex<(usize, Vec<String>)>>,
+    /// Guests that were suspended.
+    pub suspended: Arc<Mutex<Vec<String>>>,
     /// Migrations started.
     pub started: Arc<Mutex<usize>>,
     /// What this host has available.
@@ -107,6 +115,7 @@ struct Wires {
     /// Longest downtimes in milliseconds.
     limits: watch::Sender<Vec<u64>>,
     aborted: watch::Sender<Vec<bool>>,
+    post_copy: watch::Sender<Vec<bool>>,
     members: Vec<Uuid>,
 }
 
@@ -140,6 +149,7 @@ impl Fake {
             connect_delay: Duration::ZERO,
             abort_delay: Duration::ZERO,
             aborts: Arc::default(),
+            suspended: Arc::default(),
             started: Arc::default(),
             available_bytes: 64 << 30,
             there: Vec::new(),
@@ -229,6 +239,23 @@ impl Hypervisor for Fake {
             emulated: false,
         })
     }
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let (wires, member) = self.wires_of(uuid);
+        wires.post_copy.send_modify(|post_copy| post_copy[member] = true);
+        Ok(())
+    }
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let name = self.domain(uuid)?.name;
+        self.suspended.lock().expect("lock").push(name);
+        // A guest that does not run dirties nothing.
+        let (wires, member) = self.wires_of(uuid);
+        let _ = wires.events.send(SourceEvent::PassDone {
+            member,
+            sent_bytes: 0,
+            took: Duration::from_millis(1),
+        });
+        Ok(())
+    }
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
         let script = self.scripts.get(&self.domain(uuid)?.name);
         Ok(JobStats {
@@ -284,8 +311,9 @@ impl Hypervisor for Fake {
         let script = self.scripts[name];
         *self.started.lock().expect("lock") += 1;
         let name = name.to_owned();
-        assert_eq!(options.switchover_mib_s, Some(1));
         let (wires, member) = self.wires_of(uuid);
+        let held = options.switchover_mib_s == Some(1);
+        assert!(held || wires.released.borrow()[member]);
         let fake = self.clone();
         let failed = move |message: &str| LibvirtError::Domain {
             action: "migrate",
@@ -306,6 +334,20 @@ impl Hypervisor for Fake {
                 *most = (*most).max(*running);
             }
             let event = |event| wires.events.send(event).is_ok();
+            let pass = |sent_bytes| SourceEvent::PassDone {
+                member,
+                sent_bytes,
+                took: Duration::from_secs(1),
+            };
+            let stalls = match script {
+                Script::Stalls => !options.auto_converge,
+                script => matches!(script, Script::AlwaysStalls | Script::Copying),
+            };
+            let passes = if script == Script::Copying { 1 } else { 30 };
+            let ready = matches!(
+                script,
+                Script::Good | Script::Slow | Script::BreaksWhenReady | Script::BreaksAfterRelease
+            ) || (script == Script::Stalls && !stalls);
             event(SourceEvent::ChannelOpened { member });
             match script {
                 Script::Slow => tokio::time::sleep(Duration::from_millis(700)).await,
@@ -325,12 +367,17 @@ impl Hypervisor for Fake {
                 }
                 _ => {}
             }
-            if matches!(
-                script,
-                Script::Good | Script::Slow | Script::BreaksWhenReady | Script::BreaksAfterRelease
-            ) {
+            if ready {
                 event(SourceEvent::FirstPassDone { member });
                 event(SourceEvent::AckWithheld { member });
+                event(pass(0));
+            }
+            if stalls {
+                event(SourceEvent::FirstPassDone { member });
+                event(SourceEvent::AckWithheld { member });
+                for _ in 0..passes {
+                    event(pass(1 << 30));
+                }
             }
             if script == Script::BreaksWhenReady {
                 let error = "digest mismatch".into();
@@ -350,11 +397,20 @@ impl Hypervisor for Fake {
                     Err(failed("the stream ended early"))
                 }
                 () = async {
+                    if matches!(script, Script::NeverReady | Script::SessionLost) {
+                        std::future::pending::<()>().await;
+                    }
                     if script != Script::NoAck {
                         let _ = released.wait_for(|released| released[member]).await;
                     }
+                    if stalls {
+                        let mut post_copy = wires.post_copy.subscribe();
+                        let _ = post_copy.wait_for(|post_copy| post_copy[member]).await;
+                    }
                     // QEMU has more to send than a held member may have left.
-                    let _ = limits.wait_for(|limits| limits[member] >= 1000).await;
+                    if held {
+                        let _ = limits.wait_for(|limits| limits[member] >= 1000).await;
+                    }
                 } => {
                     event(SourceEvent::GuestStopped { member, at: Instant::now() });
                     if script == Script::BreaksAfterRelease {
@@ -405,14 +461,14 @@ impl Drop for FakeSession {
 
 impl Tunnel for FakeTunnel {
     fn connect(&self, options: SourceOptions) -> BoxFuture<'_, Result<Opened, SourceError>> {
-        assert!(options.hold, "the gang must be held until its release");
         let members: Vec<Uuid> = options.offer.members.iter().map(|m| m.uuid).collect();
         let (events, receiver) = mpsc::unbounded_channel();
         let wires = Wires {
             events,
-            released: watch::Sender::new(vec![false; members.len()]),
+            released: watch::Sender::new(vec![!options.hold; members.len()]),
             limits: watch::Sender::new(vec![300; members.len()]),
             aborted: watch::Sender::new(vec![false; members.len()]),
+            post_copy: watch::Sender::new(vec![false; members.len()]),
             members,
         };
         *self.0.wires.lock().expect("lock") = Some(wires.clone());
@@ -446,6 +502,10 @@ impl Session for FakeSession {
         self.wires
             .released
             .send_modify(|released| released[member] = true);
+    }
+    fn restart_member(&self, member: usize) {
+        self.wires.aborted.send_modify(|aborted| aborted[member] = false);
+        self.wires.limits.send_modify(|limits| limits[member] = 0);
     }
     fn set_bandwidth(&self, _: Option<u64>) {}
     fn counters(&self) -> SessionCounters {

@@ -1,5 +1,5 @@
-//! One wave of a job: starts libvirt's migrations, feeds the barrier with all that happens and
-//! does what it says. Decides nothing: `barrier.rs` does.
+//! Conducts a job's members: feeds the barrier with all that happens and does what it says. Decides
+//! nothing: `barrier.rs` does.
 //!
 //! After each wake-up everything that has arrived is read before the barrier is asked, so that
 //! no release overtakes a failure or an abort that waits in a queue.
@@ -14,7 +14,8 @@ use vmgang_engine::SourceEvent;
 use vmgang_libvirt::{LibvirtError, MigrateOptions};
 
 use crate::aborts::Aborts;
-use crate::barrier::{Action, Barrier, Cause, Input, Outcome};
+use crate::barrier::{Action, Barrier, Input, Outcome};
+use crate::convergence::{Convergence, Judgement};
 use crate::driver::{Driver, Known};
 use crate::hypervisor::{Verdict, ask};
 use crate::job::{Control, MemberState};
@@ -23,6 +24,9 @@ use crate::switchover::{Limits, RATE_MIB_S};
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
+/// For what libvirt refuses while a migration is only beginning.
+const ATTEMPTS: u32 = 20;
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// libvirt's answer for one member, with the task that waited for it.
 type Answer = Result<(Id, (usize, Result<(), LibvirtError>)), JoinError>;
@@ -35,62 +39,49 @@ struct Answers {
 }
 
 impl Driver {
-    /// Migrates one wave of members; returns its barrier at the end.
-    pub(crate) async fn wave(&mut self, wave: &[usize], known: &mut Known) -> Barrier {
-        let mut barrier = Barrier::new(wave.iter().copied(), self.request.on_failure);
-        let mut aborts = Aborts::new(self.hypervisor.clone(), wave);
+    /// Migrates the members; returns their barrier at the end.
+    pub(crate) async fn conduct(&mut self, known: &mut Known) -> Barrier {
+        let mut barrier = Barrier::new(0..self.members.len(), self.request.policy);
+        let mut aborts = Aborts::new(self.hypervisor.clone());
         let mut answers = Answers::default();
-        let mut inputs = Vec::new();
-        for &member in wave {
-            known.facts[member].started = Some(Instant::now());
-            let answered = aborts.answered(member);
-            match self.start_member(member) {
-                Ok(verdict) => {
-                    let task = answers.tasks.spawn(async move {
-                        let result = verdict.await;
-                        answered.store(true, SeqCst);
-                        (member, result)
-                    });
-                    answers.members.insert(task.id(), member);
-                }
-                Err(error) => {
-                    answered.store(true, SeqCst);
-                    inputs.push(Input::MigrateFailed(member, error.to_string()));
-                }
-            }
-        }
-        self.job.update(|view| {
-            view.state = JobState::Running;
-            for &member in wave {
-                view.members[member].state = MemberState::Copying;
-            }
-        });
+        let mut inputs = self.waiting(known);
+        self.job.update(|view| view.state = JobState::Running);
         known.limits = self.limit_passes.then(|| {
-            let members = wave.iter().map(|&m| (m, self.members[m].uuid));
+            let members = self.members.iter().map(|member| member.uuid);
             Limits::new(&self.hypervisor, members)
         });
         // Ends with this function, however that ends.
-        let mut statistics = JoinSet::new();
-        statistics.spawn(self.watch_statistics(wave));
+        let mut beside = JoinSet::new();
+        beside.spawn(self.watch_statistics());
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         let mut deadline = self.request.timeout.map(|timeout| Instant::now() + timeout);
 
-        'wave: loop {
-            for action in barrier.handle(inputs.drain(..)) {
+        'job: loop {
+            let mut actions = barrier.handle(inputs.drain(..));
+            let mut at = 0;
+            while let Some(action) = actions.get(at).cloned() {
+                at += 1;
                 match action {
-                    Action::Release(members) => {
-                        self.release(&members);
-                        // After the release: a member that has its limit first would look for
-                        // dirty pages in the middle of a pass.
-                        self.sample(known);
-                        if let Some(limits) = &known.limits {
-                            for member in members {
-                                limits.release(member, known.rates.unsent_bytes(member));
-                            }
+                    Action::Start { member, throttled } => {
+                        let started = self.start(member, throttled, &mut aborts, &mut answers, known);
+                        if let Err(error) = started {
+                            let failed = Input::MigrateFailed(member, error.to_string());
+                            actions.extend(barrier.handle([failed]));
+                        }
+                    }
+                    Action::Release(members) => self.release(&members, known),
+                    Action::PostCopy(members) => {
+                        for member in members {
+                            beside.spawn(self.start_post_copy(member));
+                        }
+                    }
+                    Action::Suspend(members) => {
+                        for member in members {
+                            beside.spawn(self.suspend(member));
                         }
                     }
                     Action::AbortMember(member) => aborts.start(member, &self.members[member]),
-                    Action::Finish => break 'wave,
+                    Action::Finish => break 'job,
                 }
             }
             tokio::select! {
@@ -108,11 +99,11 @@ impl Driver {
                 _ = refresh.tick() => {
                     self.sample(known);
                     if let Some(limits) = &known.limits {
-                        for &member in wave {
-                            limits.raise(member, known.rates.unsent_bytes(member));
+                        for member in 0..self.members.len() {
+                            limits.raise(member, known.may_be_left(member));
                         }
                     }
-                    self.refresh(&barrier);
+                    self.refresh(&barrier, known);
                 }
             }
             // Answers before events: what broke a channel was reported before libvirt noticed.
@@ -123,14 +114,14 @@ impl Driver {
         }
         aborts.shutdown().await;
         known.limits = None;
-        for &member in wave {
-            known.facts[member].outcome = barrier.outcome(member).cloned();
-            known.facts[member].error = barrier.member_error(member).map(str::to_owned);
+        for (member, facts) in known.facts.iter_mut().enumerate() {
+            facts.outcome = barrier.outcome(member).cloned();
+            facts.error = barrier.member_error(member).map(str::to_owned);
         }
-        self.refresh(&barrier);
+        self.refresh(&barrier, known);
         self.job.update(|view| {
-            for &member in wave {
-                view.members[member].state = match known.facts[member].outcome {
+            for (view, facts) in view.members.iter_mut().zip(&known.facts) {
+                view.state = match facts.outcome {
                     Some(Outcome::Migrated) => MemberState::Migrated,
                     _ => MemberState::Source,
                 };
@@ -146,31 +137,135 @@ impl Driver {
         known.rates.sample(Instant::now(), streams);
     }
 
-    /// Between waves: whether something has happened that forbids the next one.
-    pub(crate) fn stopped(&mut self, known: &mut Known) -> Option<Cause> {
-        let mut cause = None;
-        for input in self.waiting(known) {
-            match input {
-                Input::AbortRequested => return Some(Cause::Aborted),
-                Input::SessionFailed(error) => cause = Some(Cause::Failure(error)),
-                // Of members that libvirt has answered for.
-                _ => {}
+    /// Starts a member's migration, for the first time or anew.
+    fn start(
+        &self,
+        member: usize,
+        throttled: bool,
+        aborts: &mut Aborts,
+        answers: &mut Answers,
+        known: &mut Known,
+    ) -> Result<(), LibvirtError> {
+        known.facts[member].started.get_or_insert_with(Instant::now);
+        if throttled {
+            tracing::info!(
+                job = self.job.id,
+                member = self.name(member),
+                "it does not converge: its migration begins anew, and QEMU slows its guest down"
+            );
+            self.session.restart_member(member);
+            known.convergence[member] = Convergence::throttled();
+            if let Some(limits) = &known.limits {
+                limits.restart(member);
             }
         }
-        cause
+        self.set_state(member, MemberState::Copying);
+        let answered = aborts.begin(member);
+        match self.migrate_member(member, throttled) {
+            Ok(verdict) => {
+                let task = answers.tasks.spawn(async move {
+                    let result = verdict.await;
+                    answered.store(true, SeqCst);
+                    (member, result)
+                });
+                answers.members.insert(task.id(), member);
+                Ok(())
+            }
+            Err(error) => {
+                answered.store(true, SeqCst);
+                Err(error)
+            }
+        }
     }
 
-    fn start_member(&self, member: usize) -> Result<Verdict, LibvirtError> {
+    fn migrate_member(&self, member: usize, throttled: bool) -> Result<Verdict, LibvirtError> {
         let domain = &self.members[member];
+        let request = &self.request;
         let options = MigrateOptions {
-            destination_uri: self.request.destination.uri.clone(),
+            destination_uri: request.destination.uri.clone(),
             migrate_uri: self.session.migrate_uri(member),
-            persistent: self.request.persistent,
-            undefine_source: self.request.undefine_source,
-            suspend: self.request.suspend,
+            persistent: request.persistent,
+            undefine_source: request.undefine_source,
+            suspend: request.suspend,
+            auto_converge: throttled || request.auto_converge,
+            post_copy: request.policy.can_post_copy(),
+            post_copy_resume: request.post_copy_resume,
+            parallel: request.parallel,
+            unsafe_disks: request.unsafe_disks,
             switchover_mib_s: self.limit_passes.then_some(RATE_MIB_S),
         };
         self.hypervisor.migrate(domain.uuid, &domain.name, options)
+    }
+
+    /// Switches the member's migration to post-copy; it has begun, but libvirt may not know yet.
+    fn start_post_copy(&self, member: usize) -> impl Future<Output = ()> + use<> {
+        let name = self.name(member).to_owned();
+        tracing::info!(job = self.job.id, member = name, "goes to post-copy");
+        let (hypervisor, uuid) = (self.hypervisor.clone(), self.members[member].uuid);
+        async move {
+            for attempt in 1..=ATTEMPTS {
+                let asked = ask(&hypervisor, move |hypervisor| hypervisor.start_post_copy(uuid));
+                match asked.await {
+                    Ok(()) => return,
+                    Err(error) if attempt == ATTEMPTS => {
+                        let error = error.sentence();
+                        tracing::warn!(member = name, error, "cannot be switched to post-copy");
+                    }
+                    Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+                }
+            }
+        }
+    }
+
+    fn suspend(&self, member: usize) -> impl Future<Output = ()> + use<> {
+        let name = self.name(member).to_owned();
+        tracing::info!(
+            job = self.job.id,
+            member = name,
+            "suspended to converge, since the time is up"
+        );
+        let (hypervisor, uuid) = (self.hypervisor.clone(), self.members[member].uuid);
+        async move {
+            let asked = ask(&hypervisor, move |hypervisor| hypervisor.suspend(uuid));
+            if let Err(error) = asked.await {
+                let error = error.sentence();
+                tracing::warn!(member = name, error, "cannot be suspended");
+            }
+        }
+    }
+
+    fn set_state(&self, member: usize, state: MemberState) {
+        self.job.update(|view| {
+            if let Some(member) = view.members.get_mut(member) {
+                member.state = state;
+            }
+        });
+    }
+
+    /// How far a pass that has ended shows the member to be.
+    fn judge(&self, member: usize, sent_bytes: u64, took: Duration, known: &mut Known) -> Option<Input> {
+        let may_be_left = known.may_be_left(member);
+        let convergence = known.convergence.get_mut(member)?;
+        let judgement = convergence.pass(sent_bytes, took, may_be_left);
+        let was = std::mem::replace(&mut known.judged[member], Some(judgement));
+        match judgement {
+            Judgement::Converged => {
+                (was != Some(Judgement::Converged)).then_some(Input::Converged(member))
+            }
+            Judgement::Converging => {
+                (was == Some(Judgement::Converged)).then_some(Input::Diverged(member))
+            }
+            Judgement::Stalled(rates) => {
+                let name = self.name(member);
+                let why = format!(
+                    "domain {name} dirties {:.1} MB/s of its memory, and {:.1} MB/s of it can be sent",
+                    rates.dirtied / 1e6,
+                    rates.carried / 1e6
+                );
+                tracing::warn!(job = self.job.id, member = name, why, "does not converge");
+                Some(Input::Stalled(member, why))
+            }
+        }
     }
 
     /// What the user and the tunnel have said and nobody has read yet.
@@ -196,6 +291,7 @@ impl Driver {
                 tracing::info!(job = self.job.id, "abort requested");
                 Some(Input::AbortRequested)
             }
+            Control::StartPostCopy => Some(Input::PostCopyRequested),
             Control::SetBandwidth(bandwidth) => {
                 self.session.set_bandwidth(bandwidth);
                 None
@@ -205,13 +301,6 @@ impl Driver {
 
     /// `None` is the end of all events.
     fn take_event(&self, event: Option<SourceEvent>, known: &mut Known) -> Option<Input> {
-        let set = |member: usize, state: MemberState| {
-            self.job.update(|view| {
-                if let Some(member) = view.members.get_mut(member) {
-                    member.state = state;
-                }
-            });
-        };
         let Some(event) = event else {
             known.events_open = false;
             if known.session_lost {
@@ -231,10 +320,25 @@ impl Driver {
             }
             SourceEvent::FirstPassDone { member } => {
                 if let Some(limits) = &known.limits {
-                    limits.free_unless_held(member, known.rates.unsent_bytes(member));
+                    limits.free_unless_held(member, known.may_be_left(member));
                 }
-                set(member, MemberState::Held);
+                self.set_state(member, MemberState::Held);
                 Some(Input::FirstPassDone(member))
+            }
+            SourceEvent::PassDone {
+                member,
+                sent_bytes,
+                took,
+            } => self.judge(member, sent_bytes, took, known),
+            SourceEvent::HeldInFirstPass { member } => {
+                let member_name = self.name(member);
+                tracing::warn!(
+                    job = self.job.id,
+                    member = member_name,
+                    "its QEMU sends no SWITCHOVER_ACK: held in its first pass, the gang's barrier is approximate"
+                );
+                self.set_state(member, MemberState::Held);
+                Some(Input::HeldInFirstPass(member))
             }
             SourceEvent::Unreadable { member } => {
                 let member_name = self.name(member);
@@ -253,7 +357,8 @@ impl Driver {
                 Some(Input::AckWithheld(member))
             }
             SourceEvent::GuestStopped { member, at } => {
-                set(member, MemberState::Switching);
+                self.set_state(member, MemberState::Switching);
+                self.job.update(|view| view.state = JobState::Switching);
                 if let Some(facts) = known.facts.get_mut(member) {
                     facts.guest_stopped.get_or_insert(at);
                 }
@@ -280,7 +385,7 @@ impl Driver {
     }
 
     /// The commit point.
-    fn release(&self, members: &[usize]) {
+    fn release(&self, members: &[usize], known: &mut Known) {
         tracing::info!(
             job = self.job.id,
             members = members.len(),
@@ -294,19 +399,30 @@ impl Driver {
             }
         }
         self.job.update(|view| view.state = JobState::Switching);
+        // After the release: a member that has its limit first would look for dirty pages in the
+        // middle of a pass.
+        self.sample(known);
+        if let Some(limits) = &known.limits {
+            for &member in members {
+                limits.release(member, known.may_be_left(member));
+            }
+        }
     }
 
     /// Reads libvirt's own figures once a second, beside the job.
-    fn watch_statistics(&self, wave: &[usize]) -> impl Future<Output = ()> + Send + 'static {
+    fn watch_statistics(&self) -> impl Future<Output = ()> + Send + 'static {
         let hypervisor = self.hypervisor.clone();
         let job = self.job.clone();
-        let members: Vec<_> = wave.iter().map(|&m| (m, self.members[m].uuid)).collect();
+        let members: Vec<_> = self.members.iter().map(|member| member.uuid).collect();
         async move {
             loop {
                 tokio::time::sleep(STATS_INTERVAL).await;
-                for &(member, uuid) in &members {
+                for (member, &uuid) in members.iter().enumerate() {
+                    // Members that have not begun, or have left, have no job to ask about.
+                    if !job.view().members[member].state.under_way() {
+                        continue;
+                    }
                     let asked = ask(&hypervisor, move |hypervisor| hypervisor.running_job(uuid));
-                    // A member that has left has no job to ask about.
                     let Ok(stats) = asked.await else { continue };
                     if !stats.active {
                         continue;
