@@ -213,7 +213,7 @@ mod tests {
         assert!(gate.is_ahead(0) && !gate.is_ahead(1));
         gate.first_pass_done(1);
         assert!(!gate.is_ahead(0));
-        gate.first_pass(1, u64::MAX, 0);
+        gate.first_pass(1, u64::MAX, u64::MAX);
         assert!(gate.is_ahead(1));
     }
 
