@@ -330,8 +330,8 @@ impl MainStream {
     fn must_wait(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer) -> bool {
         let progress = tokenizer.progress();
         let sent = (progress.zero_records() + progress.page_records()) * PAGE_BYTES as u64;
-        let near_end = progress.total_bytes() > 0
-            && sent >= progress.total_bytes() / 16 * HELD_IN_FIRST_PASS;
+        let near_end =
+            progress.total_bytes() > 0 && sent >= progress.total_bytes() / 16 * HELD_IN_FIRST_PASS;
         let waits = self.main
             && !self.first_pass_done
             && !self.unreadable

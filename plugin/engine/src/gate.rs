@@ -120,7 +120,8 @@ impl Gate {
     /// Waits until the member is released, or can be held after all.
     pub(crate) async fn until_held_or_released(&self, member: usize) {
         let member = &self.members[member];
-        let (mut ack, mut released) = (member.ack_withheld.subscribe(), member.released.subscribe());
+        let (mut ack, mut released) =
+            (member.ack_withheld.subscribe(), member.released.subscribe());
         // Either outcome means go on: the senders live as long as `self`.
         tokio::select! {
             _ = ack.wait_for(|ack| *ack) => {}

@@ -11,9 +11,15 @@ use vmgang_stream::{PAGE_BYTES, Progress};
 pub(crate) enum Seen {
     Nothing,
     /// So many pages of the first pass were sent, of so many.
-    FirstPass { pages: u64, of: u64 },
+    FirstPass {
+        pages: u64,
+        of: u64,
+    },
     /// A pass after the first has ended.
-    Passed { sent_bytes: u64, took: Duration },
+    Passed {
+        sent_bytes: u64,
+        took: Duration,
+    },
 }
 
 /// The passes of one stream.
@@ -48,7 +54,9 @@ impl Passes {
         }
         Seen::Passed {
             sent_bytes: progress.last_pass_pages() * PAGE_BYTES as u64,
-            took: before.map_or(Duration::ZERO, |before| now.saturating_duration_since(before)),
+            took: before.map_or(Duration::ZERO, |before| {
+                now.saturating_duration_since(before)
+            }),
         }
     }
 }
@@ -70,7 +78,10 @@ mod tests {
             tokenizer.push(&builder.bytes()[from..], true, |_| {});
             seconds += 1;
             let now = start + Duration::from_secs(seconds);
-            (passes.look(tokenizer.progress(), now), builder.bytes().len())
+            (
+                passes.look(tokenizer.progress(), now),
+                builder.bytes().len(),
+            )
         };
         let page = [1; PAGE_BYTES];
         let passed = |pages: u64, seconds| Seen::Passed {

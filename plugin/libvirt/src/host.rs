@@ -320,9 +320,7 @@ impl Host {
     /// destination.
     pub fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
         let domain = self.lookup(uuid)?;
-        domain
-            .suspend()
-            .map_err(domain_error(&domain, "suspend"))?;
+        domain.suspend().map_err(domain_error(&domain, "suspend"))?;
         Ok(())
     }
 

@@ -63,7 +63,8 @@ impl Driver {
                 at += 1;
                 match action {
                     Action::Start { member, throttled } => {
-                        let started = self.start(member, throttled, &mut aborts, &mut answers, known);
+                        let started =
+                            self.start(member, throttled, &mut aborts, &mut answers, known);
                         if let Err(error) = started {
                             let failed = Input::MigrateFailed(member, error.to_string());
                             actions.extend(barrier.handle([failed]));
@@ -204,7 +205,9 @@ impl Driver {
         let (hypervisor, uuid) = (self.hypervisor.clone(), self.members[member].uuid);
         async move {
             for attempt in 1..=ATTEMPTS {
-                let asked = ask(&hypervisor, move |hypervisor| hypervisor.start_post_copy(uuid));
+                let asked = ask(&hypervisor, move |hypervisor| {
+                    hypervisor.start_post_copy(uuid)
+                });
                 match asked.await {
                     Ok(()) => return,
                     Err(error) if attempt == ATTEMPTS => {
@@ -243,7 +246,13 @@ impl Driver {
     }
 
     /// How far a pass that has ended shows the member to be.
-    fn judge(&self, member: usize, sent_bytes: u64, took: Duration, known: &mut Known) -> Option<Input> {
+    fn judge(
+        &self,
+        member: usize,
+        sent_bytes: u64,
+        took: Duration,
+        known: &mut Known,
+    ) -> Option<Input> {
         let may_be_left = known.may_be_left(member);
         let convergence = known.convergence.get_mut(member)?;
         let judgement = convergence.pass(sent_bytes, took, may_be_left);

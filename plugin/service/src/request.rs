@@ -84,7 +84,9 @@ impl MigrateRequest {
         }
         let switchover = options.choice("switchover", &SWITCHOVERS)?;
         let policy = Policy {
-            on_failure: options.choice("on-failure", &ON_FAILURES)?.unwrap_or_default(),
+            on_failure: options
+                .choice("on-failure", &ON_FAILURES)?
+                .unwrap_or_default(),
             on_stall: options.choice("on-stall", &ON_STALLS)?.unwrap_or_default(),
             on_timeout: on_timeout(&mut options, timeout.is_some())?,
             switchover: switchover.unwrap_or_default(),
@@ -198,9 +200,9 @@ fn on_timeout(options: &mut Options, timeout: bool) -> Result<OnTimeout, Service
     let refuse = |text: &str| Err(ServiceError::InvalidOption(text.into()));
     match (suspend, post_copy) {
         (true, true) => refuse("give only one of the options timeout-suspend and timeout-postcopy"),
-        (true, _) | (_, true) if !timeout => {
-            refuse("the options timeout-suspend and timeout-postcopy say what the option timeout does; give that one, too")
-        }
+        (true, _) | (_, true) if !timeout => refuse(
+            "the options timeout-suspend and timeout-postcopy say what the option timeout does; give that one, too",
+        ),
         (true, false) => Ok(OnTimeout::Suspend),
         (false, true) => Ok(OnTimeout::PostCopy),
         (false, false) => Ok(OnTimeout::Abort),
@@ -473,8 +475,16 @@ mod tests {
         for (name, value, named) in [
             ("zerocopy", Variant::from(true), "unknown option: zerocopy"),
             ("copy-storage-all", Variant::from(true), "both hosts share"),
-            ("switchover", Variant::from("soon"), "staggered, free, not 'soon'"),
-            ("on-stall", Variant::from("hope"), "leave, abort, not 'hope'"),
+            (
+                "switchover",
+                Variant::from("soon"),
+                "staggered, free, not 'soon'",
+            ),
+            (
+                "on-stall",
+                Variant::from("hope"),
+                "leave, abort, not 'hope'",
+            ),
             ("concurrency", Variant::from(17u64), "1 to 16, not 17"),
             ("concurrency", Variant::from(0u64), "not 0"),
             ("parallel", Variant::from(0u64), "not 0"),

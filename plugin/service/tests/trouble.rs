@@ -210,7 +210,12 @@ async fn a_timeout_suspends_what_does_not_converge() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let suspended = rig.fake.suspended.lock().expect("lock").clone();
     assert_eq!(suspended, ["vm1", "vm2"]);
-    let () = rig.job(&job).await.call("Abort", &()).await.expect("aborts");
+    let () = rig
+        .job(&job)
+        .await
+        .call("Abort", &())
+        .await
+        .expect("aborts");
     assert_eq!(rig.report(&job).await["state"], "aborted");
 }
 

@@ -374,7 +374,10 @@ fn staggered_members_go_one_after_the_other() {
         barrier.handle([Input::AbortRequested]),
         [Action::AbortMember(1)]
     );
-    assert_eq!(barrier.handle([failed(1), Input::Migrated(0)]), [Action::Finish]);
+    assert_eq!(
+        barrier.handle([failed(1), Input::Migrated(0)]),
+        [Action::Finish]
+    );
 }
 
 #[test]
@@ -452,16 +455,24 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         1 => Just(Switchover::Staggered),
         1 => Just(Switchover::Free)
     ];
-    (failure, stall, timeout, switchover, 1usize..7, any::<bool>()).prop_map(
-        |(on_failure, on_stall, on_timeout, switchover, concurrency, post_copy)| Policy {
-            on_failure,
-            on_stall,
-            on_timeout,
-            switchover,
-            concurrency: NonZeroUsize::new(concurrency).expect("some"),
-            post_copy,
-        },
+    (
+        failure,
+        stall,
+        timeout,
+        switchover,
+        1usize..7,
+        any::<bool>(),
     )
+        .prop_map(
+            |(on_failure, on_stall, on_timeout, switchover, concurrency, post_copy)| Policy {
+                on_failure,
+                on_stall,
+                on_timeout,
+                switchover,
+                concurrency: NonZeroUsize::new(concurrency).expect("some"),
+                post_copy,
+            },
+        )
 }
 
 /// What is known of a member, kept apart from the machine's own bookkeeping.

@@ -241,7 +241,9 @@ impl Hypervisor for Fake {
     }
     fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
         let (wires, member) = self.wires_of(uuid);
-        wires.post_copy.send_modify(|post_copy| post_copy[member] = true);
+        wires
+            .post_copy
+            .send_modify(|post_copy| post_copy[member] = true);
         Ok(())
     }
     fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
@@ -504,7 +506,9 @@ impl Session for FakeSession {
             .send_modify(|released| released[member] = true);
     }
     fn restart_member(&self, member: usize) {
-        self.wires.aborted.send_modify(|aborted| aborted[member] = false);
+        self.wires
+            .aborted
+            .send_modify(|aborted| aborted[member] = false);
         self.wires.limits.send_modify(|limits| limits[member] = 0);
     }
     fn set_bandwidth(&self, _: Option<u64>) {}
