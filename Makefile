@@ -5,6 +5,7 @@ BENCH   ?=
 # The same of the measurement of preparing, such as PREPARED='--guests idle --repetitions 5'.
 PREPARED ?=
 SCAN_COST ?=
+SWITCHOVER ?=
 # Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
 # options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
 # REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
@@ -23,7 +24,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian lint demo bench prepared scan-cost record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian lint demo bench prepared scan-cost switchover record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -80,6 +81,10 @@ bench: stage ## the table of docs/benchmarks.md, all contenders in one run
 prepared: stage ## what preparing saves, and what is saved by what is there already (PREPARED)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/prepared" --json "$(CARGO_TARGET_DIR)/prepared.json" $(PREPARED)
+
+switchover: stage ## pauses and spread by way of letting a gang go, and what holding costs (SWITCHOVER)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/switchover" --json "$(CARGO_TARGET_DIR)/switchover.json" $(SWITCHOVER)
 
 scan-cost: stage ## what periodic scans cost the guests that are scanned (SCAN_COST)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench

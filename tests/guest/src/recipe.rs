@@ -15,6 +15,10 @@ pub struct Recipe {
     pub fill: Fill,
     /// Pages rewritten per second.
     pub dirty_pages_per_second: u64,
+    /// How many pages are rewritten again and again; 0 is all of them.
+    pub hot_pages: u64,
+    /// Milliseconds between two stamps on the console, by which others see it run; 0 is none.
+    pub stamp_ms: u64,
     /// Pages checked per second.
     pub verify_pages_per_second: u64,
     /// After the first complete check: long sleeps and a slow check only.
@@ -46,6 +50,8 @@ impl Recipe {
             group: 1,
             fill: Fill::default(),
             dirty_pages_per_second: 0,
+            hot_pages: 0,
+            stamp_ms: 0,
             verify_pages_per_second: 0,
             idle: false,
             report_ms: 1000,
@@ -62,6 +68,8 @@ impl Recipe {
                 "group" => recipe.group = number(key, value)?,
                 "fill" => recipe.fill = Fill::parse(value)?,
                 "dirty" => recipe.dirty_pages_per_second = number(key, value)?,
+                "hot" => recipe.hot_pages = number(key, value)?,
+                "stamp_ms" => recipe.stamp_ms = number(key, value)?,
                 "verify" => recipe.verify_pages_per_second = number(key, value)?,
                 "idle" => recipe.idle = true,
                 "report_ms" => recipe.report_ms = number(key, value)?.max(100),

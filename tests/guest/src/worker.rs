@@ -72,8 +72,17 @@ impl<'a, W: Write> Worker<'a, W> {
         let (mut dirty_due, mut verify_due) = (0.0_f64, 0.0_f64);
         loop {
             let settled = self.recipe.idle && self.pass > 0;
-            std::thread::sleep(if settled { IDLE_TICK } else { TICK });
+            let tick = if settled { IDLE_TICK } else { TICK };
+            std::thread::sleep(match self.recipe.stamp_ms {
+                0 => tick,
+                stamp_ms => tick.min(Duration::from_millis(stamp_ms)),
+            });
             let now = Instant::now();
+            if self.recipe.stamp_ms > 0 {
+                let line = format!("vmgang-stamp {}\n", self.started.elapsed().as_millis());
+                self.console.write_all(line.as_bytes())?;
+                self.console.flush()?;
+            }
             let gap = now - last_tick;
             last_tick = now;
             self.gap_max = self.gap_max.max(gap);
@@ -101,7 +110,12 @@ impl<'a, W: Write> Worker<'a, W> {
     }
 
     fn dirty_one(&mut self) {
-        let index = (self.random.next() % self.memory.len().max(1) as u64) as usize;
+        let pages = self.memory.len().max(1) as u64;
+        let hot = match self.recipe.hot_pages {
+            0 => pages,
+            hot => hot.min(pages),
+        };
+        let index = (self.random.next() % hot) as usize;
         let (Some(generation), Some(page)) = (
             self.generations.get_mut(index),
             self.memory.pages_mut().get_mut(index),
@@ -189,6 +203,19 @@ mod tests {
         }
         verify_all(&mut worker);
         assert_eq!((worker.bad, worker.pass, worker.checked), (0, 1, 256));
+    }
+
+    #[test]
+    fn only_hot_pages_are_dirtied() {
+        let recipe = Recipe::parse("vmgang.id=t vmgang.hot=3").expect("a recipe");
+        let mut console = Vec::new();
+        let mut worker = worker(&recipe, &mut console);
+        for _ in 0..100 {
+            worker.dirty_one();
+        }
+        let (hot, cold) = worker.generations.split_at(3);
+        assert!(hot.iter().all(|generation| *generation > 0));
+        assert!(cold.iter().all(|generation| *generation == 0));
     }
 
     #[test]

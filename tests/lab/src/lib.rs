@@ -28,6 +28,7 @@ mod report;
 mod role;
 mod root;
 mod spec;
+mod stamps;
 pub mod state;
 mod userland;
 
@@ -45,3 +46,4 @@ pub use root::{Root, RootRecipe};
 /// Signals for [`HostChild::signal`].
 pub use rustix::process::Signal;
 pub use spec::GuestSpec;
+pub use stamps::{Pause, Stamps};

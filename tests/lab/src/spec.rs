@@ -31,6 +31,8 @@ pub struct GuestSpec {
     fill: Option<String>,
     group_seed: u64,
     dirty_pages_per_second: u64,
+    hot_pages: u64,
+    stamp_ms: u64,
     verify_pages_per_second: Option<u64>,
     idle: bool,
     role: Option<Role>,
@@ -55,6 +57,8 @@ impl GuestSpec {
             fill: None,
             group_seed: 1,
             dirty_pages_per_second: 0,
+            hot_pages: 0,
+            stamp_ms: 0,
             verify_pages_per_second: None,
             idle: false,
             role: None,
@@ -134,6 +138,18 @@ impl GuestSpec {
 
     pub fn with_dirty_rate(mut self, pages_per_second: u64) -> GuestSpec {
         self.dirty_pages_per_second = pages_per_second;
+        self
+    }
+
+    /// Only so many pages are rewritten, again and again.
+    pub fn with_hot_pages(mut self, pages: u64) -> GuestSpec {
+        self.hot_pages = pages;
+        self
+    }
+
+    /// The guest writes a line to its serial port that often, see `Stamps`.
+    pub fn with_stamps(mut self, milliseconds: u64) -> GuestSpec {
+        self.stamp_ms = milliseconds;
         self
     }
 
@@ -235,6 +251,12 @@ impl GuestSpec {
         if self.dirty_pages_per_second > 0 {
             add("dirty", self.dirty_pages_per_second.to_string());
         }
+        if self.hot_pages > 0 {
+            add("hot", self.hot_pages.to_string());
+        }
+        if self.stamp_ms > 0 {
+            add("stamp_ms", self.stamp_ms.to_string());
+        }
         if let Some(rate) = self.verify_pages_per_second {
             add("verify", rate.to_string());
         }
@@ -326,6 +348,8 @@ impl GuestSpec {
         }
         let of_a_recipe = self.fill.is_some()
             || self.dirty_pages_per_second > 0
+            || self.hot_pages > 0
+            || self.stamp_ms > 0
             || self.verify_pages_per_second.is_some()
             || self.idle;
         let of_a_role =
