@@ -159,7 +159,8 @@ impl Guest {
     fn signal_qemu(&self, signal: &str) -> Result<()> {
         let path = format!("/run/libvirt/qemu/{}.pid", self.name);
         let pid = self.host.read_text(path)?;
-        self.host.run(&["kill", signal, pid.trim()]).map(drop)
+        let kill = format!("kill {signal} {}", pid.trim());
+        self.host.run(&["sh", "-c", &kill]).map(drop)
     }
 
     /// Ends the guest at once.
