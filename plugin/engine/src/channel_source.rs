@@ -17,7 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vmgang_dedup::Member;
-use vmgang_stream::{PAGE_BYTES, ReturnPath, Tokenizer};
+use vmgang_stream::{ConnectionKind, PAGE_BYTES, ReturnPath, Tokenizer};
 use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 
 use crate::chunk::Chunk;
@@ -179,9 +179,10 @@ impl Channel {
     ) -> Result<(), ChannelError> {
         let member = self.member;
         let mut tokenizer = Tokenizer::new();
-        let mut watch = MainStream {
+        let mut watch = StreamWatch {
             main: self.main,
             passes: Passes::default(),
+            pages: 0,
             first_pass_done: false,
             unreadable: false,
             stopped: None,
@@ -202,7 +203,9 @@ impl Channel {
                 }
                 if shared.gate.holds(member) {
                     urgent = watch.first_pass_done;
-                    if watch.trickles(&tokenizer, chunk.bytes.len(), last_read) {
+                    let trickles = self.main
+                        && watch.trickles(shared, member, &tokenizer, chunk.bytes.len(), last_read);
+                    if trickles {
                         limit = HELD_IDLE_BYTES;
                         let release = released.wait_for(|released| *released);
                         if timeout(HELD_PAUSE, release).await.is_ok() {
@@ -278,10 +281,12 @@ fn identify(
     shared.workers.run(work)
 }
 
-/// What a member's main stream has shown so far.
-struct MainStream {
+/// What a member's stream has shown so far.
+struct StreamWatch {
     main: bool,
     passes: Passes,
+    /// If it is not the main one.
+    pages: u64,
     first_pass_done: bool,
     unreadable: bool,
     stopped: Option<StoppedGuest>,
@@ -291,11 +296,16 @@ struct MainStream {
 /// much of its first pass, in 16ths.
 const HELD_IN_FIRST_PASS: u64 = 15;
 
-impl MainStream {
+impl StreamWatch {
     /// Reports what the last chunk has shown.
     fn look(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer, shape: &Shape) {
         let progress = tokenizer.progress();
-        match self.passes.look(progress, Instant::now()) {
+        if !self.main {
+            self.look_beside(shared, member, tokenizer, shape);
+            return;
+        }
+        let beside = shared.gate.pages_beside(member);
+        match self.passes.look(progress, beside, Instant::now()) {
             Seen::FirstPass { pages, of } => shared.gate.first_pass(member, pages, of),
             Seen::Passed { sent_bytes, took } => shared.report(SourceEvent::PassDone {
                 member,
@@ -318,10 +328,35 @@ impl MainStream {
                 at: Instant::now(),
             });
         }
-        if self.main && tokenizer.is_opaque() && !self.first_pass_done && !self.unreadable {
+        // Without flushes of its own, QEMU before 8.1 does not tell where passes end.
+        let no_passes = beside > 0 && !progress.multifd();
+        let lost = tokenizer.is_opaque() || no_passes;
+        if lost && !self.first_pass_done && !self.unreadable {
             self.unreadable = true;
             shape.may_end.store(true, Relaxed);
             shared.report(SourceEvent::Unreadable { member });
+        }
+    }
+
+    /// Counts the pages of a connection that is not the main one.
+    fn look_beside(
+        &mut self,
+        shared: &Shared,
+        member: usize,
+        tokenizer: &Tokenizer,
+        shape: &Shape,
+    ) {
+        let progress = tokenizer.progress();
+        let pages = progress.zero_records() + progress.page_records();
+        let more = pages - std::mem::replace(&mut self.pages, pages);
+        // Requested pages are of no pass.
+        if more > 0 && tokenizer.kind() != ConnectionKind::Preempt {
+            shared.gate.add_pages_beside(member, more);
+        }
+        if shared.gate.is_stopped(member) {
+            shape
+                .stopped
+                .send_if_modified(|stopped| !std::mem::replace(stopped, true));
         }
     }
 
@@ -329,7 +364,8 @@ impl MainStream {
     /// destination has sent no acknowledgement that could be withheld.
     fn must_wait(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer) -> bool {
         let progress = tokenizer.progress();
-        let sent = (progress.zero_records() + progress.page_records()) * PAGE_BYTES as u64;
+        let pages = progress.zero_records() + progress.page_records();
+        let sent = (pages + shared.gate.pages_beside(member)) * PAGE_BYTES as u64;
         let near_end =
             progress.total_bytes() > 0 && sent >= progress.total_bytes() / 16 * HELD_IN_FIRST_PASS;
         let waits = self.main
@@ -344,11 +380,21 @@ impl MainStream {
     }
 
     /// Whether a held QEMU makes nothing but empty passes now, as far as can be told.
-    fn trickles(&self, tokenizer: &Tokenizer, unread: usize, last_read: usize) -> bool {
+    fn trickles(
+        &self,
+        shared: &Shared,
+        member: usize,
+        tokenizer: &Tokenizer,
+        unread: usize,
+        last_read: usize,
+    ) -> bool {
         if self.unreadable {
             return last_read < UNREADABLE_IDLE_BYTES;
         }
-        self.first_pass_done && is_idle(tokenizer.progress(), unread)
+        let beside = shared.gate.pages_beside(member);
+        self.first_pass_done
+            && is_idle(tokenizer.progress(), unread)
+            && !self.passes.any_since(beside)
     }
 }
 

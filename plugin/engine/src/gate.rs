@@ -5,12 +5,14 @@
 //! members come to its end together. Must not: decide when to release.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use vmgang_stream::Progress;
 
+/// An empty PART section of a member whose pages go over other connections has 26 bytes.
+const EMPTY_FLUSHED_SECTIONS_BYTES: usize = 52;
 /// Most bytes read from QEMU before they are encoded.
 pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
 /// How often a held member is read from.
@@ -40,7 +42,11 @@ const PACE_STEP: Duration = Duration::from_millis(2);
 /// Whether a member whose first pass is done makes nothing but empty passes; `unread` bytes
 /// of its stream wait in the buffer.
 pub(crate) fn is_idle(progress: &Progress, unread: usize) -> bool {
-    progress.tail_is_empty_part() && unread <= EMPTY_SECTIONS_BYTES
+    let empty = match progress.multifd() {
+        true => EMPTY_FLUSHED_SECTIONS_BYTES,
+        false => EMPTY_SECTIONS_BYTES,
+    };
+    progress.tail_is_empty_part() && unread <= empty
 }
 
 /// The gate of one session.
@@ -58,6 +64,8 @@ struct MemberGate {
     stopped: AtomicBool,
     /// How much of the first pass is done, of [`WHOLE`].
     first_pass: AtomicU32,
+    /// Pages that went over connections other than the main one.
+    pages_beside: AtomicU64,
 }
 
 impl Gate {
@@ -68,6 +76,7 @@ impl Gate {
             ack_withheld: watch::Sender::new(false),
             stopped: AtomicBool::new(false),
             first_pass: AtomicU32::new(NOT_IN_FIRST_PASS),
+            pages_beside: AtomicU64::new(0),
         };
         Self {
             members: (0..members).map(member).collect(),
@@ -157,6 +166,17 @@ impl Gate {
         let share = u128::from(done.min(whole)) * u128::from(WHOLE) / u128::from(whole.max(1));
         let share = u32::try_from(share).unwrap_or(WHOLE);
         self.members[member].first_pass.store(share, Relaxed);
+    }
+
+    /// A connection other than the main one has had so many pages more.
+    pub(crate) fn add_pages_beside(&self, member: usize, pages: u64) {
+        let member = &self.members[member];
+        member.pages_beside.fetch_add(pages, Relaxed);
+    }
+
+    /// Pages that went over such connections.
+    pub(crate) fn pages_beside(&self, member: usize) -> u64 {
+        self.members[member].pages_beside.load(Relaxed)
     }
 
     pub(crate) fn first_pass_done(&self, member: usize) {

@@ -28,19 +28,26 @@ pub(crate) struct Passes {
     seen: u64,
     /// The end of the last one that was seen.
     ended: Option<Instant>,
+    /// Pages that other connections had had by then.
+    elsewhere: u64,
 }
 
 impl Passes {
-    /// Looks at what has been read by now. Of several passes that have ended since the last look
-    /// only the last one is told.
-    pub(crate) fn look(&mut self, progress: &Progress, now: Instant) -> Seen {
+    /// Whether another connection has had pages since the end of the last pass that was seen.
+    pub(crate) fn any_since(&self, elsewhere: u64) -> bool {
+        elsewhere > self.elsewhere
+    }
+
+    /// Looks at what has been read by now; `elsewhere`: pages that other connections of the member
+    /// have had. Of several passes that have ended since the last look only the last one is told.
+    pub(crate) fn look(&mut self, progress: &Progress, elsewhere: u64, now: Instant) -> Seen {
         let passes = progress.passes();
         if passes == 0 {
             if progress.first_pass_done() || progress.total_bytes() == 0 {
                 return Seen::Nothing;
             }
             return Seen::FirstPass {
-                pages: progress.zero_records() + progress.page_records(),
+                pages: progress.zero_records() + progress.page_records() + elsewhere,
                 of: progress.total_bytes() / PAGE_BYTES as u64,
             };
         }
@@ -49,11 +56,13 @@ impl Passes {
         }
         self.seen = passes;
         let before = self.ended.replace(now);
+        let elsewhere_before = std::mem::replace(&mut self.elsewhere, elsewhere);
         if passes == 1 {
             return Seen::Nothing;
         }
         Seen::Passed {
-            sent_bytes: progress.last_pass_pages() * PAGE_BYTES as u64,
+            sent_bytes: (progress.last_pass_pages() + elsewhere.saturating_sub(elsewhere_before))
+                * PAGE_BYTES as u64,
             took: before.map_or(Duration::ZERO, |before| {
                 now.saturating_duration_since(before)
             }),
@@ -79,7 +88,7 @@ mod tests {
             seconds += 1;
             let now = start + Duration::from_secs(seconds);
             (
-                passes.look(tokenizer.progress(), now),
+                passes.look(tokenizer.progress(), 0, now),
                 builder.bytes().len(),
             )
         };

@@ -24,6 +24,8 @@ pub struct Progress {
     ram_ended: bool,
     tail_is_empty_part: bool,
     total_bytes: u64,
+    /// Pages go over other connections.
+    multifd: bool,
     passes: u64,
     last_pass_pages: u64,
     /// Page and zero records up to the end of the last pass.
@@ -48,7 +50,12 @@ impl Progress {
         self.passes
     }
 
-    /// Pages sent in the last pass that has ended; 0 if the guest had written to none.
+    /// Pages go over other connections: this one tells only where passes end.
+    pub fn multifd(&self) -> bool {
+        self.multifd
+    }
+
+    /// Pages sent on this connection in the last pass that has ended; 0 if the guest had written to none.
     pub fn last_pass_pages(&self) -> u64 {
         self.last_pass_pages
     }
@@ -104,8 +111,9 @@ impl Progress {
 
     pub(crate) fn section_ends(&mut self, is_part: bool) {
         if is_part && self.records_in_section == 0 {
-            // QEMU sends at least one page per section while a pass has pages left.
-            if !self.tail_is_empty_part && self.pages() > 0 {
+            // QEMU sends at least one page per section while a pass has pages left, unless these
+            // go over other connections.
+            if !self.multifd && !self.tail_is_empty_part && self.pages() > 0 {
                 if self.pages() > self.pages_before_pass {
                     self.pass_ends(0);
                 }
@@ -113,6 +121,20 @@ impl Progress {
             }
             self.tail_is_empty_part = true;
         }
+    }
+
+    /// QEMU has sent all it had to, over all connections: at set-up, and then after each pass.
+    pub(crate) fn multifd_flush(&mut self, is_part: bool) {
+        self.multifd = true;
+        if is_part {
+            self.pass_ends(0);
+        }
+    }
+
+    /// A packet lists so many pages.
+    pub(crate) fn packet(&mut self, normal: u32, zero: u32) {
+        self.page_records += u64::from(normal);
+        self.zero_records += u64::from(zero);
     }
 
     fn pages(&self) -> u64 {
