@@ -22,6 +22,8 @@ const KEEPALIVE_COUNT: u32 = 5;
 /// The first libvirt and QEMU that let the caller say how fast the link is at the switchover.
 const SWITCHOVER_RATE_LIBVIRT: u32 = 11_001_000;
 const SWITCHOVER_RATE_QEMU: u32 = 8_002_000;
+/// The first QEMU whose post-copy goes with multifd.
+const POST_COPY_PARALLEL_QEMU: u32 = 10_001_000;
 
 /// Whether a domain's guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +301,15 @@ impl Host {
             .hyp_version()
             .map_err(host_error("read the version of QEMU"))?;
         Ok(libvirt >= SWITCHOVER_RATE_LIBVIRT && qemu >= SWITCHOVER_RATE_QEMU)
+    }
+
+    /// Whether QEMU here can go to post-copy with pages on several connections.
+    pub fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        let qemu = self
+            .connect
+            .hyp_version()
+            .map_err(host_error("read the version of QEMU"))?;
+        Ok(qemu >= POST_COPY_PARALLEL_QEMU)
     }
 
     /// Lets the migration that runs on the domain stop the guest for so long, in milliseconds.

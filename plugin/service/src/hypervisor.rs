@@ -45,6 +45,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn domain_qemu(&self, uuid: Uuid) -> Result<DomainQemu, LibvirtError>;
     /// Whether a migration can be told the rate to reckon with at its switchover.
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError>;
+    /// Whether QEMU here can go to post-copy with pages on several connections.
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError>;
     /// Changes the longest downtime of the migration that runs on the domain.
     fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError>;
     /// Switches the migration that runs on the domain to post-copy.
@@ -154,6 +156,10 @@ impl Hypervisor for Libvirt {
 
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         self.host()?.takes_switchover_rate()
+    }
+
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        self.host()?.post_copy_goes_parallel()
     }
 
     fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError> {

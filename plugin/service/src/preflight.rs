@@ -179,8 +179,13 @@ impl Preflight<'_> {
 
     async fn look_here(&self) -> Result<Here, ServiceError> {
         let hypervisor = &self.parts.hypervisor;
-        let host = ask(hypervisor, |hypervisor| {
-            Ok((hypervisor.hostname()?, hypervisor.takes_switchover_rate()?))
+        let request = self.request;
+        let both = request.parallel.is_some()
+            && (request.policy.can_post_copy() || request.post_copy_resume);
+        let host = ask(hypervisor, move |hypervisor| {
+            let goes = !both || hypervisor.post_copy_goes_parallel()?;
+            let rate = hypervisor.takes_switchover_rate()?;
+            Ok((hypervisor.hostname()?, rate, goes))
         });
         let lane_members = self.members.len().div_ceil(LANES).max(1);
         let lanes: Vec<_> = self
@@ -203,7 +208,12 @@ impl Preflight<'_> {
                 members.push(qemu);
             }
         }
-        let (source_host, takes_switchover_rate) = host.await?;
+        let (source_host, takes_switchover_rate, post_copy_goes_parallel) = host.await?;
+        if !post_copy_goes_parallel {
+            return Err(ServiceError::InvalidOption(
+                "the option parallel does not go with post-copy before QEMU 10.1, and this host's is older; leave one of them out".into(),
+            ));
+        }
         Ok(Here {
             source_host,
             takes_switchover_rate,

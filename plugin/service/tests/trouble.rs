@@ -201,6 +201,17 @@ async fn post_copy_goes_after_the_first_pass_or_on_command() {
 }
 
 #[tokio::test]
+async fn what_this_qemu_cannot_do_is_refused_before_anything_starts() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good)])).await;
+    let mut options = with("postcopy", true.into());
+    options.insert("parallel", 2u64.into());
+    let (name, text) = error_of(rig.migrate("", URI, options).await);
+    assert_eq!(name, "org.vmgang.Error.InvalidOption");
+    assert!(text.contains("parallel") && text.contains("10.1"), "{text}");
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 0);
+}
+
+#[tokio::test]
 async fn a_timeout_suspends_what_does_not_converge() {
     let mut options = with("timeout", 1u64.into());
     options.insert("timeout-suspend", true.into());

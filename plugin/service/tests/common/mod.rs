@@ -222,6 +222,9 @@ impl Hypervisor for Fake {
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         Ok(true)
     }
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        Ok(false)
+    }
     fn set_max_downtime(&self, uuid: Uuid, limit_ms: u64) -> Result<(), LibvirtError> {
         let (wires, member) = self.wires_of(uuid);
         let released = wires.released.borrow()[member];
