@@ -6,6 +6,9 @@ BENCH   ?=
 PREPARED ?=
 SCAN_COST ?=
 SWITCHOVER ?=
+LEAKS ?=
+# Some of the matrix only, such as FAULTS='--fault link-cut --phase barrier'.
+FAULTS ?=
 # Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
 # options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
 # REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
@@ -24,7 +27,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian lint demo bench prepared scan-cost switchover record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian lint demo bench prepared scan-cost switchover fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -85,6 +88,13 @@ prepared: stage ## what preparing saves, and what is saved by what is there alre
 switchover: stage ## pauses and spread by way of letting a gang go, and what holding costs (SWITCHOVER)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/switchover" --json "$(CARGO_TARGET_DIR)/switchover.json" $(SWITCHOVER)
+
+fault-matrix: stage-tests ## everything that can break, in every phase: docs/fault-matrix.md (FAULTS)
+	@"$(CARGO_TARGET_DIR)/debug/fault_matrix" --markdown docs/fault-matrix.md $(FAULTS)
+
+leaks: stage ## many migrations back and forth; what the daemons hold must not grow (LEAKS)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-e2e
+	@"$(CARGO_TARGET_DIR)/release/leaks" $(LEAKS)
 
 scan-cost: stage ## what periodic scans cost the guests that are scanned (SCAN_COST)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
