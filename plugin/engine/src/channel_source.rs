@@ -185,6 +185,7 @@ impl Channel {
             pages: 0,
             first_pass_done: false,
             unreadable: false,
+            gone: false,
             stopped: None,
         };
         let mut released = shared.gate.released(member);
@@ -195,7 +196,9 @@ impl Channel {
         let mut last_read = CHUNK_BYTES;
         loop {
             let mut limit = CHUNK_BYTES;
-            let mut urgent = shared.gate.is_stopped(member);
+            // A guest waits for each page that it has requested.
+            let requested = tokenizer.kind() == ConnectionKind::Preempt;
+            let mut urgent = requested || shared.gate.is_stopped(member);
             if !urgent {
                 shared.gate.give_way(member).await;
                 if watch.must_wait(shared, member, &tokenizer) {
@@ -236,6 +239,7 @@ impl Channel {
                 let full = std::mem::replace(&mut chunk, next);
                 let full = InFlight {
                     chunk: full,
+                    requested,
                     _place: place,
                 };
                 let _ = identified.send(identify(shared, encoder, full));
@@ -252,6 +256,8 @@ impl Channel {
 /// A chunk, and its place among those of its channel that are on their way.
 struct InFlight {
     chunk: Chunk,
+    /// Guests wait for its pages.
+    requested: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -289,6 +295,9 @@ struct StreamWatch {
     pages: u64,
     first_pass_done: bool,
     unreadable: bool,
+    /// Its guest has stopped here.
+    gone: bool,
+    /// For as long as it does not run anywhere.
     stopped: Option<StoppedGuest>,
 }
 
@@ -318,7 +327,8 @@ impl StreamWatch {
             self.first_pass_done = true;
             shared.first_pass_done(member);
         }
-        if progress.guest_stopped() && self.stopped.is_none() {
+        if progress.guest_stopped() && !self.gone {
+            self.gone = true;
             self.stopped = Some(shared.gate.guest_stopped(member));
             shape.stopped.send_replace(true);
             shape.may_end.store(true, Relaxed);
@@ -327,6 +337,10 @@ impl StreamWatch {
                 member,
                 at: Instant::now(),
             });
+        }
+        if progress.post_copy() && self.stopped.take().is_some() {
+            // The guest runs again, elsewhere.
+            shared.post_copy_begins();
         }
         // Without flushes of its own, QEMU before 8.1 does not tell where passes end.
         let no_passes = beside > 0 && !progress.multifd();
@@ -414,7 +428,7 @@ async fn order_chunks(
         // Chunks that were read before another guest stopped come after it all the same, until
         // this one's has stopped, too: two that gave way to each other would both wait.
         let mut stopped = shape.stopped.subscribe();
-        if !*stopped.borrow() {
+        if !*stopped.borrow() && !full.requested {
             tokio::select! {
                 () = shared.gate.give_way(member) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
@@ -431,8 +445,11 @@ async fn order_chunks(
             .await
             .map_err(session_ended)?
             .forget();
-        let mut backlog = shared
-            .backlog
+        let backlog = match full.requested {
+            true => &shared.requested_backlog,
+            false => &shared.backlog,
+        };
+        let mut backlog = backlog
             .clone()
             .acquire_many_owned(permits)
             .await

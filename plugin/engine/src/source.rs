@@ -52,6 +52,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
 /// the last pass of a stopped guest queue behind everybody else's.
 pub(crate) const BACKLOG_BYTES: usize = 2 * 1024 * 1024;
+/// In post-copy, when guests wait for pages behind it: a few milliseconds of a link of 1 Gbit/s. No
+/// chunk is larger.
+const POST_COPY_BACKLOG_BYTES: usize = 512 * 1024;
 /// More than that where many workers build at the same time, but never more than this.
 const BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -155,6 +158,11 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: FrameQueue,
     pub(crate) backlog: Arc<Semaphore>,
+    /// The same for pages that guests wait for.
+    pub(crate) requested_backlog: Arc<Semaphore>,
+    /// The first post-copy makes the backlog small, to its end.
+    post_copy: AtomicBool,
+    backlog_bytes: usize,
     offering: Offering,
     members: usize,
     /// Members that have sent every page once.
@@ -186,6 +194,21 @@ impl Shared {
             self.order().clear_expectations();
         }
         self.report(SourceEvent::FirstPassDone { member });
+    }
+
+    /// A guest runs at the destination and fetches its memory from here: what waits for the link
+    /// must not be much any more.
+    pub(crate) fn post_copy_begins(&self) {
+        if self.post_copy.swap(true, Relaxed) {
+            return;
+        }
+        let surplus = self.backlog_bytes.saturating_sub(POST_COPY_BACKLOG_BYTES) as u32;
+        let backlog = self.backlog.clone();
+        tokio::spawn(async move {
+            if let Ok(permits) = backlog.acquire_many_owned(surplus).await {
+                permits.forget();
+            }
+        });
     }
 
     pub(crate) fn report(&self, event: SourceEvent) {
@@ -373,6 +396,7 @@ impl SourceSession {
         if let Some(census) = scanned.census() {
             order.expect(census);
         }
+        let backlog_bytes = ((workers + 2) * CHUNK_BYTES).clamp(BACKLOG_BYTES, BACKLOG_BYTES_MAX);
         let shared = Arc::new(Shared {
             common: Common {
                 digest: FrameDigest::new(&key),
@@ -391,9 +415,10 @@ impl SourceSession {
             queue,
             first_passes: AtomicUsize::new(0),
             members,
-            backlog: Arc::new(Semaphore::new(
-                ((workers + 2) * CHUNK_BYTES).clamp(BACKLOG_BYTES, BACKLOG_BYTES_MAX),
-            )),
+            backlog: Arc::new(Semaphore::new(backlog_bytes)),
+            requested_backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
+            post_copy: AtomicBool::new(false),
+            backlog_bytes,
             channels: Mutex::new(HashMap::new()),
             open_channels: AtomicUsize::new(0),
             next_channel: AtomicU32::new(0),
@@ -425,6 +450,7 @@ impl SourceSession {
             // Closes every channel and listener: QEMU goes on at the source.
             accepting.shutdown().await;
             session.backlog.close();
+            session.requested_backlog.close();
             session.offering.close();
             lock(&session.channels).clear();
             lock(&session.outcomes).clear();

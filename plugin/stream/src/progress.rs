@@ -9,6 +9,17 @@ use crate::PAGE_BYTES;
 /// loses the exact end of its first pass.
 const BLOCKS_MAX: usize = 1024;
 
+/// How far post-copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum PostCopy {
+    #[default]
+    No,
+    /// The guest's devices are on their way.
+    Package,
+    /// The guest runs at the destination, and its pages follow.
+    Pages,
+}
+
 /// What the stream has told about the migration so far.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -26,6 +37,7 @@ pub struct Progress {
     total_bytes: u64,
     /// Pages go over other connections.
     multifd: bool,
+    post_copy: PostCopy,
     passes: u64,
     last_pass_pages: u64,
     /// Page and zero records up to the end of the last pass.
@@ -63,6 +75,11 @@ impl Progress {
     /// The source guest does not run any more: everything that follows is downtime.
     pub fn guest_stopped(&self) -> bool {
         self.guest_stopped
+    }
+
+    /// The guest runs at the destination by now, and its memory follows.
+    pub fn post_copy(&self) -> bool {
+        self.post_copy == PostCopy::Pages
     }
 
     /// The RAM section has ended; device state follows.
@@ -105,7 +122,14 @@ impl Progress {
         }
     }
 
+    pub(crate) fn package_begins(&mut self) {
+        self.post_copy = PostCopy::Package;
+    }
+
     pub(crate) fn section_begins(&mut self) {
+        if self.post_copy == PostCopy::Package {
+            self.post_copy = PostCopy::Pages;
+        }
         self.records_in_section = 0;
     }
 

@@ -398,6 +398,7 @@ impl Tokenizer {
             // Post-copy begins: device state in a nested stream, then pages in no order.
             record::COMMAND_PACKAGED => {
                 self.progress.switchover_starts();
+                self.progress.package_begins();
                 self.state = match be32(buf, 5) {
                     Some(left) if len == 9 => State::Package { left },
                     _ => State::Opaque,

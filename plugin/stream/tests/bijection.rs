@@ -405,7 +405,8 @@ fn post_copy_pages_are_found_on_both_connections() {
         let mut tokenizer = Tokenizer::new();
         let (out, pages, _) = run_with(&mut tokenizer, builder.bytes(), &pieces);
         assert_eq!(out, builder.bytes());
-        assert!(tokenizer.progress().guest_stopped() && tokenizer.progress().ram_ended());
+        let progress = tokenizer.progress();
+        assert!(progress.guest_stopped() && progress.ram_ended() && progress.post_copy());
         assert!(pieces[0].1 || pages == 3, "{pages}");
     }
 

@@ -42,7 +42,7 @@ fn multifd(a: &Host, b: &Host) -> Result<()> {
     // What the two share crossed once, although each has two connections of pages.
     let saved = &job.bytes.saved;
     ensure!(saved.cross_vm > 30 << 20, "{job:?}");
-    ensure!(job.bytes.wire < job.bytes.qemu_stream / 3, "{job:?}");
+    ensure!(job.bytes.wire < job.bytes.qemu_stream / 5 * 2, "{job:?}");
     Ok(())
 }
 
