@@ -27,7 +27,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian lint demo bench prepared scan-cost switchover fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -67,11 +67,15 @@ test: lint stage-tests ## everything: unit, property, session and lab tests with
 	else \
 	    $(CARGO) test --workspace --locked --exclude vmgang-lab --exclude vmgang-e2e && \
 	    $(CARGO) test --locked -p vmgang-lab -p vmgang-e2e -- --test-threads=1 \
-	        --skip every_role_serves_moves; \
+	        --skip every_role_serves_moves --skip slowly_; \
 	fi
 
 test-debian: stage ## the lab's Debian guests: four roles boot, serve, move and notice damage
 	$(CARGO) nextest run --locked -p vmgang-lab --ignore-default-filter -E 'binary(debian)'
+
+test-slow: stage-tests ## what takes QEMU minutes: a guest that is slowed down until it converges
+	$(CARGO) nextest run --workspace --locked --ignore-default-filter \
+	    -E 'package(vmgang-e2e) & test(slowly_)'
 
 demo: stage ## four guests move together from one host to another, beside stock virsh
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench

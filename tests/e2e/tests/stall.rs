@@ -87,21 +87,21 @@ fn slowed_down(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     let destination = uri(b);
     let mut migrating = start_vmgang(a, &["migrate", "--json", "web", &destination])?;
-    let member = |field: &str| -> Result<serde_json::Value> {
+    let hog = || -> Result<serde_json::Value> {
         let status = vmgang(a, &["status", "--json"])?.expect(0)?;
         let jobs: serde_json::Value = serde_json::from_str(&status.stdout)?;
         let members = jobs[0]["domains"].as_array().cloned().unwrap_or_default();
         let hog = members.into_iter().find(|member| member["name"] == "hog");
-        Ok(hog.unwrap_or_default()[field].clone())
+        Ok(hog.unwrap_or_default())
     };
-    wait_until("status tells of the stall", || {
-        ensure!(migrating.try_wait()?.is_none(), "the job ended before");
-        Ok(member("dirtied_per_s")?.as_u64() > member("carried_per_s")?.as_u64())
-    })?;
-    wait_until("its guest is slowed down", || {
-        ensure!(migrating.try_wait()?.is_none(), "the job ended before");
-        Ok(member("throttled")? == true)
-    })?;
+    wait_until(
+        "status tells of the stall, and that the guest is slowed down",
+        || {
+            ensure!(migrating.try_wait()?.is_none(), "the job ended before");
+            let hog = hog()?;
+            Ok(hog["throttled"] == true && hog["dirtied_per_s"].as_u64() > Some(1_000_000))
+        },
+    )?;
     let job = Ended::from(migrating.wait_with_output()?)
         .expect(0)?
         .job()?;
