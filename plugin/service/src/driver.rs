@@ -174,7 +174,10 @@ impl Driver {
             Some(Outcome::Migrated) => (DomainOutcome::Migrated, None),
             _ => {
                 let uri = &self.request.destination.uri;
-                outcome::after_failure(&self.hypervisor, domain, uri, facts.error.clone()).await
+                let post_copy =
+                    self.request.policy.can_post_copy() || self.request.post_copy_resume;
+                let error = facts.error.clone();
+                outcome::after_failure(&self.hypervisor, domain, uri, post_copy, error).await
             }
         };
         let measured = if state == DomainOutcome::Migrated {

@@ -204,7 +204,10 @@ impl Preflight<'_> {
         let mut members = Vec::with_capacity(self.members.len());
         for (lane, asked) in lanes {
             for (member, (job, qemu)) in lane.iter().zip(asked.await?) {
-                check_idle(member, &job)?;
+                // A broken post-copy is a job that waits to go on.
+                if !request.post_copy_resume {
+                    check_idle(member, &job)?;
+                }
                 members.push(qemu);
             }
         }
@@ -323,7 +326,7 @@ fn check_room(
     }
     for member in members {
         for there in &found.domains {
-            if there.uuid == member.uuid && there.active {
+            if there.uuid == member.uuid && there.active && !request.post_copy_resume {
                 return Err(ServiceError::MemberNotMigratable(format!(
                     "domain {} runs on {uri} already; stop it there first",
                     member.name

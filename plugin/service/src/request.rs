@@ -83,17 +83,21 @@ impl MigrateRequest {
             ));
         }
         let switchover = options.choice("switchover", &SWITCHOVERS)?;
+        let post_copy_resume = options.flag("postcopy-resume")?;
         let policy = Policy {
             on_failure: options
                 .choice("on-failure", &ON_FAILURES)?
                 .unwrap_or_default(),
             on_stall: options.choice("on-stall", &ON_STALLS)?.unwrap_or_default(),
             on_timeout: on_timeout(&mut options, timeout.is_some())?,
-            switchover: switchover.unwrap_or_default(),
+            switchover: match post_copy_resume {
+                // They have switched over long ago.
+                true => Switchover::Free,
+                false => switchover.unwrap_or_default(),
+            },
             concurrency: concurrency(&mut options)?,
             post_copy: options.flag("postcopy")?,
         };
-        let post_copy_resume = options.flag("postcopy-resume")?;
         if post_copy_resume && policy.can_post_copy() {
             return Err(ServiceError::InvalidOption(
                 "the option postcopy-resume goes on with a post-copy; it does not go with postcopy, timeout-postcopy, or on-stall=postcopy".into(),
