@@ -9,15 +9,15 @@
 
 use std::time::Duration;
 
-/// A pass that sends this share of the one before, or more, is no progress.
+/// A pass that sends this share of the smallest one so far, or more, is no progress.
 const NO_PROGRESS: f64 = 0.9;
 /// So many passes without progress, one after the other, are a stall.
 const STALLED_PASSES: u32 = 2;
 /// And they take so long together: a quick guest has ups and downs.
 const STALLED_TIME: Duration = Duration::from_secs(2);
 /// QEMU throttles a guest more with every few passes, up to 99 %; so many without progress are
-/// more than that takes.
-const THROTTLED_PASSES: u32 = 25;
+/// more than that takes. As many for one that has converged before: it will again.
+const PATIENT_PASSES: u32 = 25;
 /// Shorter passes say little about a rate.
 const RATE_BYTES_MIN: u64 = 256 * 1024;
 
@@ -41,12 +41,13 @@ pub enum Judgement {
 /// What is known of one member's passes after the first.
 #[derive(Debug, Clone, Default)]
 pub struct Convergence {
-    last: Option<(u64, Duration)>,
+    last: Option<Duration>,
+    smallest: Option<u64>,
     without_progress: u32,
     /// How long those took.
     time: Duration,
-    /// The guest is being slowed down, which needs its time.
-    throttled: bool,
+    /// The guest is being slowed down, which needs its time, or has converged before.
+    patient: bool,
     carried: Option<f64>,
 }
 
@@ -54,34 +55,36 @@ impl Convergence {
     /// Of a member whose guest QEMU slows down.
     pub fn throttled() -> Convergence {
         Convergence {
-            throttled: true,
+            patient: true,
             ..Convergence::default()
         }
     }
 
     /// A pass has ended. `may_be_left`: so many bytes are sent in a pause that is short enough.
     pub fn pass(&mut self, sent_bytes: u64, took: Duration, may_be_left: u64) -> Judgement {
-        let last = self.last.replace((sent_bytes, took));
+        let took_before = self.last.replace(took);
         if sent_bytes >= RATE_BYTES_MIN && !took.is_zero() {
             self.carried = Some(sent_bytes as f64 / took.as_secs_f64());
         }
-        if sent_bytes <= may_be_left {
+        // Passes go up and down: only one smaller than all before is progress.
+        let progress = self
+            .smallest
+            .is_none_or(|smallest| (sent_bytes as f64) < smallest as f64 * NO_PROGRESS);
+        let converged = sent_bytes <= may_be_left;
+        if progress || converged {
+            self.smallest = Some(sent_bytes.max(may_be_left));
             self.without_progress = 0;
             self.time = Duration::ZERO;
-            return Judgement::Converged;
-        }
-        let Some((sent_before, took_before)) = last else {
-            return Judgement::Converging;
-        };
-        if (sent_bytes as f64) < sent_before as f64 * NO_PROGRESS {
-            self.without_progress = 0;
-            self.time = Duration::ZERO;
-            return Judgement::Converging;
+            self.patient |= converged;
+            return match converged {
+                true => Judgement::Converged,
+                false => Judgement::Converging,
+            };
         }
         self.without_progress += 1;
         self.time += took;
-        let passes = if self.throttled {
-            THROTTLED_PASSES
+        let passes = if self.patient {
+            PATIENT_PASSES
         } else {
             STALLED_PASSES
         };
@@ -90,7 +93,7 @@ impl Convergence {
         }
         let per_second = |took: Duration| sent_bytes as f64 / took.as_secs_f64().max(1e-3);
         Judgement::Stalled(Rates {
-            dirtied: per_second(took_before),
+            dirtied: per_second(took_before.unwrap_or(took)),
             carried: per_second(took),
         })
     }
@@ -138,6 +141,29 @@ mod tests {
     }
 
     #[test]
+    fn passes_that_go_up_and_down_are_a_stall() {
+        let mut member = Convergence::default();
+        assert_eq!(judge(&mut member, 100_000_000, 1000), Judgement::Converging);
+        assert_eq!(judge(&mut member, 80_000_000, 1000), Judgement::Converging);
+        assert_eq!(judge(&mut member, 100_000_000, 1000), Judgement::Converging);
+        let up_again = judge(&mut member, 80_000_000, 1000);
+        assert!(matches!(up_again, Judgement::Stalled(_)), "{up_again:?}");
+    }
+
+    #[test]
+    fn one_that_has_converged_before_is_given_time() {
+        let mut member = Convergence::default();
+        assert_eq!(judge(&mut member, LEFT, 1000), Judgement::Converged);
+        for _ in 1..PATIENT_PASSES {
+            assert_eq!(judge(&mut member, LEFT + 1, 1000), Judgement::Converging);
+        }
+        assert!(matches!(
+            judge(&mut member, LEFT + 1, 1000),
+            Judgement::Stalled(_)
+        ));
+    }
+
+    #[test]
     fn short_passes_must_stall_for_a_while() {
         let mut member = Convergence::default();
         for _ in 0..40 {
@@ -152,7 +178,7 @@ mod tests {
     #[test]
     fn a_throttled_guest_gets_the_time_that_takes() {
         let mut member = Convergence::throttled();
-        for _ in 0..=THROTTLED_PASSES - 1 {
+        for _ in 0..PATIENT_PASSES {
             assert_eq!(judge(&mut member, 90_000_000, 1000), Judgement::Converging);
         }
         assert!(matches!(

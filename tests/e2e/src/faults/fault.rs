@@ -1,6 +1,7 @@
 //! What breaks, how it is broken, and how it is mended.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -27,6 +28,8 @@ pub enum Fault {
 
 /// New memory that the destination's daemon may still take.
 const MEMORY_BYTES: u64 = 4 << 20;
+/// How long libvirt may take to start a QEMU on the destination.
+const PREPARES: Duration = Duration::from_secs(3);
 const STATE_DIR: &str = "/var/lib/vmgang";
 const TABLE: &str = "fault";
 
@@ -79,7 +82,15 @@ impl Fault {
             Fault::SourceVmgangd => source.vmgangd().kill()?,
             Fault::DestinationVmgangd => destination.vmgangd().kill()?,
             Fault::SourceQemu => return kill_qemu(source),
-            Fault::DestinationQemu => return kill_qemu(destination),
+            Fault::DestinationQemu => {
+                // libvirt starts it a moment after the daemons have met.
+                let deadline = Instant::now() + PREPARES;
+                while !kill_qemu(destination)? {
+                    if Instant::now() > deadline {
+                        return Ok(false);
+                    }
+                }
+            }
             Fault::SourceLibvirtd => source.libvirtd().kill()?,
             Fault::DestinationLibvirtd => destination.libvirtd().kill()?,
             Fault::LinkCut => site.lab.partition(destination.name())?,

@@ -30,8 +30,8 @@ pub fn markdown(cells: &[Cell], versions: &str, date: &str) -> String {
     page.push_str(
         "\n*stayed*: runs on the source. *moved*: runs on the destination. *exit*: of `vmgang migrate`\n\
          (0 all moved, 1 none, 3 some). *lost with its only QEMU*: that process was the guest; stock QEMU\n\
-         loses it as well. *not met*: the phase was over before the fault, in three attempts. Bold: something\n\
-         that must hold did not.\n",
+         loses it as well. *not met*: the phase was over before the fault, in three attempts. *nothing to break*:\n\
+         that process is not there in this phase. Bold: something that must hold did not.\n",
     );
     let broken = cells.iter().filter(|cell| !cell.violations.is_empty());
     for cell in broken {
