@@ -27,7 +27,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -92,6 +92,12 @@ prepared: stage ## what preparing saves, and what is saved by what is there alre
 switchover: stage ## pauses and spread by way of letting a gang go, and what holding costs (SWITCHOVER)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/switchover" --json "$(CARGO_TARGET_DIR)/switchover.json" $(SWITCHOVER)
+
+# As many seeds as nobody waits for in `make test`; SEED=N replays one and shows what happened.
+SEEDS ?= 100000
+simulate: setup ## jobs in a made-up world in which everything breaks, by the seed (SEEDS, SEED)
+	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --release --locked -p vmgang-service --test simulation \
+	    whatever -- --nocapture
 
 fault-matrix: stage-tests ## everything that can break, in every phase: docs/fault-matrix.md (FAULTS)
 	@"$(CARGO_TARGET_DIR)/debug/fault_matrix" --markdown docs/fault-matrix.md $(FAULTS)

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use vmgang_engine::SourceEvent;
 use vmgang_libvirt::{LibvirtError, MigrateOptions};
 
@@ -86,17 +87,9 @@ impl Driver {
                 }
             }
             tokio::select! {
-                event = self.events.recv(), if known.events_open => {
-                    inputs.extend(self.take_event(event, known));
-                }
-                Some(answer) = answers.tasks.join_next_with_id() => {
-                    inputs.extend(answers.take(answer, known));
-                }
-                Some(control) = self.control.recv() => inputs.extend(self.take_control(control)),
-                () = sleep_until(deadline) => {
-                    deadline = None;
-                    inputs.push(Input::TimedOut);
-                }
+                // All that has arrived is read below; the order here only keeps a flood of events
+                // from holding up the rest, and a simulation exact.
+                biased;
                 _ = refresh.tick() => {
                     self.sample(known);
                     if let Some(limits) = &known.limits {
@@ -105,6 +98,17 @@ impl Driver {
                         }
                     }
                     self.refresh(&barrier, known);
+                }
+                () = sleep_until(deadline) => {
+                    deadline = None;
+                    inputs.push(Input::TimedOut);
+                }
+                Some(control) = self.control.recv() => inputs.extend(self.take_control(control)),
+                Some(answer) = answers.tasks.join_next_with_id() => {
+                    inputs.extend(answers.take(answer, known));
+                }
+                event = self.events.recv(), if known.events_open => {
+                    inputs.extend(self.take_event(event, known));
                 }
             }
             // Answers before events: what broke a channel was reported before libvirt noticed.
@@ -135,7 +139,7 @@ impl Driver {
     fn sample(&self, known: &mut Known) {
         let counters = self.session.counters();
         let streams = counters.members.iter().map(|m| m.qemu_stream_bytes);
-        known.rates.sample(Instant::now(), streams);
+        known.rates.sample(Instant::now().into_std(), streams);
     }
 
     /// Starts a member's migration, for the first time or anew.
@@ -471,7 +475,7 @@ impl Answers {
 
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -2,10 +2,11 @@
 //! about them in `barrier.rs`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
 use vmgang_engine::{Remains, SessionEnd, SourceEvent};
 use vmgang_libvirt::DomainInfo;
 
@@ -41,7 +42,7 @@ pub struct Driver {
 pub(crate) struct Facts {
     pub(crate) started: Option<Instant>,
     pub(crate) elapsed: Duration,
-    pub(crate) guest_stopped: Option<Instant>,
+    pub(crate) guest_stopped: Option<std::time::Instant>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
 }
@@ -205,7 +206,7 @@ impl Driver {
 
 /// From the first to the last guest that stopped; `None` with fewer than two.
 fn spread_ms(facts: &[Facts]) -> Option<u64> {
-    let stopped: Vec<Instant> = facts
+    let stopped: Vec<std::time::Instant> = facts
         .iter()
         .filter(|facts| facts.outcome == Some(Outcome::Migrated))
         .filter_map(|facts| facts.guest_stopped)

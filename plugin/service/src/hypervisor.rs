@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 use vmgang_libvirt::{
     DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership, MigrateOptions,
@@ -29,6 +30,10 @@ pub struct DestinationInfo {
 
 /// One host's libvirt.
 pub trait Hypervisor: Send + Sync + 'static {
+    /// No call blocks: questions need no thread to be put. Not of a real libvirt.
+    fn answers_at_once(&self) -> bool {
+        false
+    }
     fn hostname(&self) -> Result<String, LibvirtError>;
     fn host_uuid(&self) -> Result<Uuid, LibvirtError>;
     fn domains(&self) -> Result<Vec<DomainInfo>, LibvirtError>;
@@ -79,8 +84,15 @@ where
     Q: FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError> + Send + 'static,
 {
     let hypervisor = hypervisor.clone();
-    let asked = tokio::task::spawn_blocking(move || question(&*hypervisor));
+    let asked = match hypervisor.answers_at_once() {
+        true => Asked::Answered(question(&*hypervisor)),
+        false => Asked::Waiting(tokio::task::spawn_blocking(move || question(&*hypervisor))),
+    };
     async move {
+        let asked = match asked {
+            Asked::Answered(answer) => return Ok(answer?),
+            Asked::Waiting(asked) => asked,
+        };
         match asked.await {
             Ok(answer) => Ok(answer?),
             Err(error) => Err(ServiceError::Internal(format!(
@@ -88,6 +100,11 @@ where
             ))),
         }
     }
+}
+
+enum Asked<T> {
+    Answered(Result<T, LibvirtError>),
+    Waiting(JoinHandle<Result<T, LibvirtError>>),
 }
 
 /// The libvirt daemon at one URI, connected anew when the connection is lost.
