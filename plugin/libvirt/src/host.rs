@@ -327,6 +327,13 @@ impl Host {
         raw::start_post_copy(&domain).map_err(domain_error(&domain, "switch to post-copy"))
     }
 
+    /// Lets a suspended guest go on.
+    pub fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        domain.resume().map_err(domain_error(&domain, "resume"))?;
+        Ok(())
+    }
+
     /// Suspends the guest; during its migration this makes it converge, and it runs again at the
     /// destination.
     pub fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {

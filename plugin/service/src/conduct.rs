@@ -17,6 +17,7 @@ use vmgang_libvirt::{LibvirtError, MigrateOptions};
 use crate::aborts::Aborts;
 use crate::barrier::{Action, Barrier, Input, Outcome};
 use crate::convergence::{Convergence, Judgement};
+use crate::doubt;
 use crate::driver::{Driver, Known};
 use crate::hypervisor::{Verdict, ask};
 use crate::job::{Control, MemberState};
@@ -53,6 +54,7 @@ impl Driver {
         });
         // Ends with this function, however that ends.
         let mut beside = JoinSet::new();
+        let mut suspending = JoinSet::new();
         beside.spawn(self.watch_statistics());
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         let mut deadline = self.request.timeout.map(|timeout| Instant::now() + timeout);
@@ -116,8 +118,18 @@ impl Driver {
                 inputs.extend(answers.take(answer, known));
             }
             inputs.extend(self.waiting(known));
+            for input in &inputs {
+                // Before anything else: it may run on both hosts.
+                if let Input::MigrateFailed(member, _) = input
+                    && known.facts[*member].may_run_there()
+                {
+                    let uuid = self.members[*member].uuid;
+                    suspending.spawn(doubt::suspend(self.hypervisor.clone(), uuid));
+                }
+            }
         }
         aborts.shutdown().await;
+        while suspending.join_next().await.is_some() {}
         known.limits = None;
         for (member, facts) in known.facts.iter_mut().enumerate() {
             facts.outcome = barrier.outcome(member).cloned();
@@ -152,6 +164,7 @@ impl Driver {
         known: &mut Known,
     ) -> Result<(), LibvirtError> {
         known.facts[member].started.get_or_insert_with(Instant::now);
+        known.facts[member].stream_ended = false;
         if throttled {
             tracing::info!(
                 job = self.job.id,
@@ -378,6 +391,9 @@ impl Driver {
                 Some(Input::GuestStopped(member))
             }
             SourceEvent::StreamEnded { member } => {
+                if let Some(facts) = known.facts.get_mut(member) {
+                    facts.stream_ended = true;
+                }
                 // Says nothing about the guest: libvirt's verdict does.
                 let member = self.name(member);
                 tracing::debug!(job = self.job.id, member, "stream ended");

@@ -12,6 +12,7 @@ use vmgang_libvirt::DomainInfo;
 
 use crate::barrier::{Barrier, Cause, Outcome};
 use crate::convergence::{Convergence, Judgement};
+use crate::doubt;
 use crate::hypervisor::Hypervisor;
 use crate::job::{Control, Job};
 use crate::outcome;
@@ -43,8 +44,18 @@ pub(crate) struct Facts {
     pub(crate) started: Option<Instant>,
     pub(crate) elapsed: Duration,
     pub(crate) guest_stopped: Option<std::time::Instant>,
+    /// Its stream was read to its end, both ways: the destination may have all of the guest.
+    pub(crate) stream_ended: bool,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
+}
+
+impl Facts {
+    /// The destination has all of the guest, and may have been told to run it: libvirt here learns
+    /// that by an answer that can be lost, and then lets the guest go on here as well.
+    pub(crate) fn may_run_there(&self) -> bool {
+        self.guest_stopped.is_some() && self.stream_ended
+    }
 }
 
 /// What is known of a job while it runs.
@@ -178,7 +189,12 @@ impl Driver {
                 let post_copy =
                     self.request.policy.can_post_copy() || self.request.post_copy_resume;
                 let error = facts.error.clone();
-                outcome::after_failure(&self.hypervisor, domain, uri, post_copy, error).await
+                if facts.may_run_there() {
+                    let (hypervisor, domain) = (self.hypervisor.clone(), domain.clone());
+                    doubt::settle(hypervisor, domain, uri.clone(), error).await
+                } else {
+                    outcome::after_failure(&self.hypervisor, domain, uri, post_copy, error).await
+                }
             }
         };
         let measured = if state == DomainOutcome::Migrated {

@@ -58,6 +58,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError>;
     /// Suspends a guest that is being migrated; it runs again at the destination.
     fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// Lets a suspended guest go on.
+    fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -189,6 +191,10 @@ impl Hypervisor for Libvirt {
 
     fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
         self.host()?.suspend(uuid)
+    }
+
+    fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.host()?.resume(uuid)
     }
 
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {

@@ -17,6 +17,7 @@ pub mod convergence;
 pub mod coordinator;
 pub mod daemon;
 pub mod destination;
+mod doubt;
 pub mod driver;
 pub mod error;
 mod estimate;

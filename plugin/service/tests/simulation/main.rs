@@ -8,6 +8,7 @@
 mod world;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ fn whatever_breaks_no_guest_is_lost() {
     let seeds = number("SEEDS").unwrap_or(SEEDS);
     for seed in 0..seeds {
         let workers = workers.clone();
-        let run = std::panic::catch_unwind(move || run_with(seed, workers));
+        let run = std::panic::catch_unwind(AssertUnwindSafe(move || run_with(seed, workers)));
         assert!(run.is_ok(), "seed {seed} fails: SEED={seed} make simulate");
     }
 }
