@@ -99,7 +99,8 @@ struct Guest {
 struct SessionState {
     events: mpsc::UnboundedSender<SourceEvent>,
     released: watch::Sender<Vec<bool>>,
-    broken: watch::Sender<bool>,
+    /// By guest, because one channel wakes those who wait for it in any order.
+    broken: Vec<watch::Sender<bool>>,
     hold: bool,
 }
 
@@ -215,6 +216,8 @@ impl World {
     pub fn daemon_is_gone(&self) {
         let mut state = self.lock();
         state.session = None;
+        // Its clock has stopped, too.
+        state.started = None;
         for number in 0..state.guests.len() {
             if !state.guests[number].under_way {
                 continue;
@@ -751,7 +754,7 @@ async fn step(
         let broken = state
             .session
             .as_ref()
-            .map(|session| session.broken.subscribe());
+            .map(|session| session.broken[number].subscribe());
         (guest.abort.subscribe(), broken, guest.fate)
     };
     *steps += 1;
@@ -814,7 +817,7 @@ impl Tunnel for SimTunnel {
             state.session = Some(SessionState {
                 events,
                 released: watch::Sender::new(vec![!options.hold; members]),
-                broken: watch::Sender::new(false),
+                broken: (0..members).map(|_| watch::Sender::new(false)).collect(),
                 hold: options.hold,
             });
             state.say("the session opens");
@@ -830,7 +833,9 @@ impl Tunnel for SimTunnel {
                         error: "connection reset by peer".into(),
                     });
                     if let Some(session) = &state.session {
-                        session.broken.send_replace(true);
+                        for broken in &session.broken {
+                            broken.send_replace(true);
+                        }
                     }
                 });
             }
