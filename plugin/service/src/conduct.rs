@@ -273,7 +273,7 @@ impl Driver {
         let may_be_left = known.may_be_left(member);
         let convergence = known.convergence.get_mut(member)?;
         let judgement = convergence.pass(sent_bytes, took, may_be_left);
-        let was = std::mem::replace(&mut known.judged[member], Some(judgement));
+        let was = known.judged[member].replace(judgement);
         match judgement {
             Judgement::Converged => {
                 (was != Some(Judgement::Converged)).then_some(Input::Converged(member))

@@ -228,7 +228,7 @@ async fn multifd_pages_are_shared_across_connections_and_members() {
             let first = packet * 100;
             // A tenth is each member's own.
             let own = |i: u64| {
-                if i % 10 == 0 {
+                if i.is_multiple_of(10) {
                     1_000_000 * (member + 1)
                 } else {
                     0

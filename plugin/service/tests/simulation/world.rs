@@ -771,14 +771,11 @@ async fn step(
         return Err(Stop::DestinationDied);
     }
     let breaks = async {
-        match &mut broken {
-            Some(broken) => {
-                if broken.wait_for(|broken| *broken).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-            // No session, no socket to write to.
-            None => {}
+        // No session, no socket to write to.
+        if let Some(broken) = &mut broken
+            && broken.wait_for(|broken| *broken).await.is_err()
+        {
+            std::future::pending::<()>().await;
         }
     };
     let aborted = async {
