@@ -7,8 +7,6 @@ PREPARED ?=
 SCAN_COST ?=
 SWITCHOVER ?=
 LEAKS ?=
-# Some of the matrix only, such as FAULTS='--fault link-cut --phase barrier'.
-FAULTS ?=
 # Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
 # options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
 # REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
@@ -27,7 +25,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover simulate leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -98,9 +96,6 @@ SEEDS ?= 100000
 simulate: setup ## jobs in a made-up world in which everything breaks, by the seed (SEEDS, SEED)
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --release --locked -p vmgang-service --test simulation \
 	    whatever -- --nocapture
-
-fault-matrix: stage-tests ## everything that can break, in every phase: docs/fault-matrix.md (FAULTS)
-	@"$(CARGO_TARGET_DIR)/debug/fault_matrix" --markdown docs/fault-matrix.md $(FAULTS)
 
 leaks: stage ## many migrations back and forth; what the daemons hold must not grow (LEAKS)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-e2e

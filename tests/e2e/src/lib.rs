@@ -5,7 +5,6 @@
 //! exit codes, and the guests' own word about their memory.
 
 pub mod documents;
-pub mod faults;
 mod result;
 
 use std::path::PathBuf;
