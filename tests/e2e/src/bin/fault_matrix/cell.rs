@@ -155,13 +155,14 @@ fn resume_as_told(way: Way<'_>, told: &Told, places: &mut Places) -> Result<Vec<
     Ok(resumed)
 }
 
-/// Every daemon runs; whoever does not was left so by a fault that could not be healed.
+/// Every daemon runs and serves; whoever does not was left so by a fault that could not be healed.
 fn restore(way: Way<'_>) -> Result<()> {
     for host in [way.from, way.to] {
         for daemon in [host.bus(), host.libvirtd(), host.vmgangd()] {
             if !daemon.is_running()? {
                 daemon.start()?;
             }
+            daemon.wait_ready()?;
         }
     }
     Ok(())

@@ -44,6 +44,8 @@ pub enum Healing {
 const SOON: Duration = Duration::from_secs(1);
 /// How long a daemon that lost its bus may take to end its jobs and itself.
 const END_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long libvirtd may take to end after its bus; later it is taken to run on.
+const LIBVIRTD_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to find whom to kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const LOSS_PERCENT: u8 = 1;
@@ -129,8 +131,9 @@ impl Fault {
                  byte; the daemon is restarted while it is full, then it is emptied"
             }
             Fault::SystemBus => {
-                "SIGKILL of the source's dbus-daemon; bus and polkit are started again a second \
-                 later, vmgangd when it has ended by itself, as systemd does"
+                "SIGKILL of the source's dbus-daemon, with which libvirtd ends as well; bus and polkit \
+                 are started again a second later, libvirtd and vmgangd when they have ended by \
+                 themselves, as systemd does"
             }
         }
     }
@@ -352,6 +355,12 @@ impl<'l> Armed<'l> {
                 from.bus().start()?;
                 if !from.polkitd().is_running()? {
                     from.polkitd().start()?;
+                }
+                // libvirtd ends with the bus it was connected to, as all that use GLib's does; it
+                // may take a while. Started by hand as systemd's socket does.
+                let deadline = Instant::now() + LIBVIRTD_END_TIMEOUT;
+                while from.libvirtd().is_running()? && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(100));
                 }
                 if !from.libvirtd().is_running()? {
                     from.libvirtd().start()?;
