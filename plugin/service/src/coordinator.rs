@@ -68,7 +68,7 @@ impl Coordinator {
     /// Takes up the history: jobs a killed daemon left running get their end here.
     pub async fn open(parts: Parts) -> std::io::Result<Arc<Coordinator>> {
         let domains = ask(&parts.hypervisor, |hypervisor| hypervisor.domains()).await;
-        let ended = parts.history.end_interrupted(|uuid| match &domains {
+        let (records, ended) = parts.history.end_interrupted(|uuid| match &domains {
             Ok(domains) => {
                 let domain = domains.iter().find(|domain| domain.uuid == uuid);
                 Ok(domain.map(|domain| domain.state))
@@ -79,7 +79,7 @@ impl Coordinator {
             tracing::warn!(jobs = ended, "jobs were cut short when the daemon ended");
         }
         let jobs = Arc::new(Jobs::default());
-        for record in parts.history.load()?.into_iter().rev() {
+        for record in records.into_iter().rev() {
             // Fresh as it is, it takes them all.
             let _ = jobs.add(Arc::new(Job::ended(record)));
         }

@@ -92,19 +92,24 @@ impl History {
         Ok(removed)
     }
 
-    /// After a restart: jobs that were running get an end. `look` tells the state of a domain on
-    /// this host, `None` if there is no such domain, or why libvirt could not be asked.
+    /// After a restart: all readable jobs, the newest first, and how many of them were running;
+    /// these get an end. `look` tells the state of a domain on this host, `None` if there is no
+    /// such domain, or why libvirt could not be asked.
     pub fn end_interrupted(
         &self,
         look: impl Fn(uuid::Uuid) -> Result<Option<DomainState>, String>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<(Vec<Record>, usize)> {
+        let mut records = self.load()?;
         let mut ended = 0;
-        for mut record in self.load()?.into_iter().filter(Record::running) {
+        for record in records.iter_mut().filter(|record| record.running()) {
             interrupt(&mut record.report, &look);
-            self.write(&record)?;
             ended += 1;
+            // A full disk must not keep the daemon from serving; the next start tries again.
+            if let Err(error) = self.write(record) {
+                tracing::error!(job = record.report.job, %error, "cannot write the job's record; check state_dir");
+            }
         }
-        Ok(ended)
+        Ok((records, ended))
     }
 
     fn file(&self, job: &str) -> PathBuf {
@@ -205,7 +210,7 @@ mod tests {
         running.report.domains[0].state = DomainOutcome::Source;
         history.write(&running).expect("writes");
         let running_here = |_| Ok(Some(DomainState::Running));
-        assert_eq!(history.end_interrupted(running_here).expect("ends"), 1);
+        assert_eq!(history.end_interrupted(running_here).expect("ends").1, 1);
         let report = &history.load().expect("loads")[0].report;
         assert_eq!(report.state, JobState::Aborted);
         assert!(
@@ -214,7 +219,21 @@ mod tests {
                 .as_deref()
                 .is_some_and(|e| e.contains("restarted"))
         );
-        assert_eq!(history.end_interrupted(running_here).expect("ends"), 0);
+        assert_eq!(history.end_interrupted(running_here).expect("ends").1, 0);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_told_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let history = History::open(dir.path()).expect("opens");
+        let running = record("r", 0, JobState::Running);
+        history.write(&running).expect("writes");
+        // A directory where the new record should be written, which stops even root.
+        std::fs::create_dir(dir.path().join("jobs/r.new")).expect("a directory");
+        let (records, ended) = history.end_interrupted(|_| Ok(None)).expect("ends");
+        assert_eq!(ended, 1);
+        assert!(records[0].report.state.ended());
+        assert_eq!(history.load().expect("loads"), [running]);
     }
 
     #[test]
