@@ -32,7 +32,8 @@ pub fn attempt<'l>(way: Way<'l>, fault: Fault, phase: Phase) -> Result<(Cell, Wa
         struck = armed.strike(phase, moment)?;
     }
     let at = Instant::now();
-    let missed = moment.is_none() || (fault != Fault::SourceVmgangd && watch.job_ended());
+    let missed =
+        moment.is_none() || struck.nothing || (fault != Fault::SourceVmgangd && watch.job_ended());
     let mut heal = |broken: &mut Vec<String>| {
         if moment.is_some()
             && let Err(error) = armed.heal()

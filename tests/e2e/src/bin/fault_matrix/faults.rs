@@ -92,8 +92,8 @@ impl Fault {
                 "SIGKILL; started again a second later, as systemd does"
             }
             Fault::SourceQemu => {
-                "SIGKILL of the QEMU that runs one member: `small`, at the switchover one whose \
-                 guest is stopped, at the finish one that has not migrated. The guest's only \
+                "SIGKILL of the QEMU that runs one member: of `small`, at the switchover of one whose \
+                 guest is stopped, at the finish of one that has not migrated. The guest's only \
                  QEMU, so the guest is lost with or without vmgang, unless the other QEMU had \
                  everything already"
             }
@@ -167,6 +167,8 @@ impl Fault {
 pub struct Struck {
     /// Members whose only QEMU was killed.
     pub lost: Vec<String>,
+    /// There was nothing left to strike.
+    pub nothing: bool,
     /// What was hit, where that is not always the same.
     pub note: Option<String>,
 }
@@ -252,24 +254,16 @@ impl<'l> Armed<'l> {
     ) -> Result<()> {
         let source = self.fault == Fault::SourceQemu;
         let host = if source { self.way.from } else { self.way.to };
-        let is = |wanted: Here| {
-            let found = moment.iter().find(|(_, here)| **here == wanted);
-            found.map(|(name, _)| *name)
-        };
-        let victim = match phase {
-            Phase::Switchover => is(Here::Stopped),
-            Phase::Finish if source => is(Here::Stopped).or(is(Here::Running)),
-            Phase::Finish => is(Here::Gone),
-            _ => Some("small"),
-        };
         let qemus = gang::qemus(host)?;
-        // Just after the first one was started there may be no other yet.
-        let found = victim.and_then(|name| qemus.get_key_value(name));
-        let found = match phase {
-            Phase::Handshake => found.or(qemus.iter().next()),
-            _ => found,
+        let fits = |name: &str| match (phase, moment.get(name)) {
+            // Just after the first one was started there may be no other yet.
+            (Phase::Handshake, _) => true,
+            (Phase::Switchover, here) => here == Some(&Here::Stopped),
+            (Phase::Finish, here) => source != (here == Some(&Here::Gone)),
+            _ => name == "small",
         };
-        let Some((name, process)) = found else {
+        let Some((name, process)) = qemus.iter().rfind(|(name, _)| fits(name)) else {
+            struck.nothing = true;
             struck.note = Some("there was no such QEMU any more".to_owned());
             return Ok(());
         };
