@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use crate::error::{IoContext, LabError, Result};
 use crate::host::{Host, HostChild};
 
-/// What is taken when memory is to run out. More than one process of a host's daemons is worth,
-/// so that somebody has to go.
+/// What is taken when memory is to run out.
 const TAKEN_MIB: u64 = 48;
+/// What is left beside that at least: with less, nobody's end would be enough.
+const LEFT_MIB: u64 = 16;
 
-/// Every process of a host in one group. Dropping it lifts the limit and removes the group.
+/// Every process of a host but its first in one group. Dropping it lifts the limit and removes the group.
 #[derive(Debug)]
 pub struct MemoryGroup {
     host: Host,
@@ -27,7 +28,7 @@ pub struct MemoryGroup {
 
 impl MemoryGroup {
     /// Puts all that runs on the host into a group without a limit; what those processes start
-    /// is in it as well.
+    /// is in it as well. What they had before may count elsewhere.
     pub fn of(host: &Host) -> Result<MemoryGroup> {
         let own = fs::read_to_string("/proc/self/cgroup")
             .doing(|| "read this process's control groups".to_owned())?;
@@ -49,17 +50,26 @@ impl MemoryGroup {
             unlimited,
             hog: None,
         };
+        // Without its first process there would be no host.
         for process in processes_of(host)? {
+            if process == host.pid() {
+                continue;
+            }
             join(&group.group, process)?;
         }
         Ok(group)
     }
 
-    /// Allows no more than what is used now, and takes some of that: the kernel kills the largest
-    /// process. What takes is spared.
+    /// Allows no more than what is used now, or little, and takes some of that: the kernel kills the
+    /// largest process, at once or when more is asked for. What takes is spared.
     pub fn exhaust(&mut self) -> Result<()> {
         let used = self.read(self.usage)?;
-        self.write(self.limit, used.trim())?;
+        let used = used.trim().parse().map_err(|_| LabError::Broken {
+            who: self.group.display().to_string(),
+            what: format!("{} says {used:?}", self.usage),
+        })?;
+        let allowed: u64 = std::cmp::max(used, (TAKEN_MIB + LEFT_MIB) << 20);
+        self.write(self.limit, &allowed.to_string())?;
         // dd fills its one buffer again and again until it is killed.
         let script = "echo -1000 > /proc/self/oom_score_adj; read go; \
                       exec dd if=/dev/zero of=/dev/null bs=${0}M";

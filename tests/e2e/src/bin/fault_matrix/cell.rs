@@ -15,8 +15,9 @@ use crate::gang::{self, GANG, GUESTS, LINK, Way};
 use crate::phases::{Phase, Watch};
 use crate::table::Cell;
 
-/// A job has ended so long after any fault: silence is noticed after 20 s, by libvirt after 30 s.
-const JOB_TIMEOUT: Duration = Duration::from_secs(120);
+/// A job has ended so long after any fault: silence is noticed after 20 s, by libvirt after 30 s, and
+/// a connection of libvirt's that nobody answers is given up by the kernel after 130 s.
+const JOB_TIMEOUT: Duration = Duration::from_secs(170);
 
 /// Runs a cell once. The gang is together and whole afterwards, wherever `next` says.
 pub fn attempt<'l>(way: Way<'l>, fault: Fault, phase: Phase) -> Result<(Cell, Way<'l>)> {
@@ -25,7 +26,7 @@ pub fn attempt<'l>(way: Way<'l>, fault: Fault, phase: Phase) -> Result<(Cell, Wa
     let mut armed = Armed::new(fault, way)?;
     let watch = Watch::new(way)?;
     let mut job = start_vmgang(way.from, &["migrate", "--json", GANG, &uri(way.to)])?;
-    let moment = watch.until(phase, fault == Fault::DestinationQemu, &mut job)?;
+    let moment = watch.until(phase, fault.needs(), &mut job)?;
     let mut broken = Vec::new();
     let mut struck = Struck::default();
     if let Some(moment) = &moment {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use vmgang_lab::{Daemon, Host, Loss, MemoryGroup};
 
 use crate::gang::{self, Here, STATE_DIR, Way};
-use crate::phases::Phase;
+use crate::phases::{Needs, Phase};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,7 +106,8 @@ impl Fault {
             }
             Fault::LinkCut => {
                 "the destination's port on the switch is taken down; up again when the job has \
-                 ended"
+                 ended. At the handshake libvirtd may still be about to connect, as with stock \
+                 migrations: its kernel gives up after 130 s, and no abort reaches it there"
             }
             Fault::HalfOpenForth => {
                 "the packet filter of the destination drops all it receives, without a word; taken \
@@ -122,8 +123,8 @@ impl Fault {
             }
             Fault::DestinationMemory => {
                 "a control group around the whole destination host is limited to what it uses at \
-                 that moment, and 48 MiB of that are taken by a process that cannot be killed: \
-                 the kernel kills the largest other one; lifted when the job has ended, and \
+                 that moment, 64 MiB at least, and 48 MiB of that are taken by a process that cannot be killed: \
+                 the kernel kills the largest other one (here vmgangd with its page window); lifted when the job has ended, and \
                  daemons that were killed are started again"
             }
             Fault::StateDisk => {
@@ -153,6 +154,14 @@ impl Fault {
             | Fault::Loss
             | Fault::DestinationMemory
             | Fault::StateDisk => Healing::AfterTheJob,
+        }
+    }
+
+    pub fn needs(self) -> Needs {
+        match self {
+            Fault::SourceQemu => Needs::SourceQemu,
+            Fault::DestinationQemu => Needs::DestinationQemu,
+            _ => Needs::Nothing,
         }
     }
 

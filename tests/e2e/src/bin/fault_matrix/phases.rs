@@ -61,6 +61,14 @@ impl Phase {
     }
 }
 
+/// Whose process has to be there for a fault to strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    SourceQemu,
+    DestinationQemu,
+}
+
 /// The port of vmgangd, as the kernel writes it.
 const PEER_PORT: &str = ":4088";
 const ESTABLISHED: &str = "01";
@@ -88,13 +96,13 @@ impl<'l> Watch<'l> {
     pub fn until(
         &self,
         phase: Phase,
-        needs_destination_qemu: bool,
+        needs: Needs,
         job: &mut HostChild,
     ) -> Result<Option<BTreeMap<&'static str, Here>>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let moment = gang::moment(self.way.from);
-            if self.is(phase, &moment, needs_destination_qemu)? {
+            if self.is(phase, &moment, needs)? {
                 return Ok(Some(moment));
             }
             if job.try_wait()?.is_some() || self.job_ended() {
@@ -113,11 +121,13 @@ impl<'l> Watch<'l> {
         &self,
         phase: Phase,
         moment: &BTreeMap<&'static str, Here>,
-        needs_destination_qemu: bool,
+        needs: Needs,
     ) -> Result<bool> {
         let any = |wanted: Here| moment.values().any(|here| *here == wanted);
         Ok(match phase {
-            Phase::Handshake if needs_destination_qemu => !gang::qemus(self.way.to)?.is_empty(),
+            Phase::Handshake if needs == Needs::DestinationQemu => {
+                !gang::qemus(self.way.to)?.is_empty()
+            }
             Phase::Handshake => self.connected()?,
             Phase::FirstPass => {
                 let sent = self.way.from.net_counters()?.tx_bytes;
@@ -125,6 +135,11 @@ impl<'l> Watch<'l> {
             }
             Phase::Barrier => self.held()?,
             Phase::Switchover => any(Here::Stopped) && self.logged("released"),
+            // libvirt ends a QEMU some time before it forgets the domain.
+            Phase::Finish if needs == Needs::SourceQemu => {
+                let left = gang::qemus(self.way.from)?.len();
+                left > 0 && left < moment.len() && self.logged("released")
+            }
             Phase::Finish => any(Here::Gone) && self.logged("released"),
         })
     }
