@@ -16,7 +16,7 @@ use crate::phases::{Phase, Watch};
 use crate::table::Cell;
 
 /// A job has ended so long after any fault: silence is noticed after 20 s, by libvirt after 30 s, and
-/// a connection of libvirt's that nobody answers is given up by the kernel after 130 s.
+/// a connection of libvirt's that nobody answers should be given up by the kernel after 130 s.
 const JOB_TIMEOUT: Duration = Duration::from_secs(170);
 
 /// Runs a cell once. The gang is together and whole afterwards, wherever `next` says.

@@ -106,8 +106,9 @@ impl Fault {
             }
             Fault::LinkCut => {
                 "the destination's port on the switch is taken down; up again when the job has \
-                 ended. At the handshake libvirtd may still be about to connect, as with stock \
-                 migrations: its kernel gives up after 130 s, and no abort reaches it there"
+                 ended. A cut at the handshake once left a job that had not ended after 120 s, when \
+                 the link came back; probably libvirtd was just connecting, and waited for its \
+                 kernel to give up"
             }
             Fault::HalfOpenForth => {
                 "the packet filter of the destination drops all it receives, without a word; taken \

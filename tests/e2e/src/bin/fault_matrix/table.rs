@@ -174,7 +174,8 @@ pub fn page(cells: &[Cell], origin: &Origin) -> String {
     let _ = write!(
         text,
         "\n## How it was made\n\n\
-         `make fault-matrix`, on {}; a few cells: `make fault-matrix FAULTS='--cells {}'`.\n\n\
+         `make fault-matrix`, last on {}; a few cells: `make fault-matrix FAULTS='--cells {}'`. With \
+         `--resume` the cells may come from several runs; each is the last one of its kind.\n\n\
          - {}\n- Gang: {}\n",
         origin.date,
         example.unwrap_or_default(),
