@@ -7,6 +7,9 @@ PREPARED ?=
 SCAN_COST ?=
 SWITCHOVER ?=
 LEAKS ?=
+# Which cells of the fault matrix, such as FAULTS='--cells link-cut,:barrier,source-qemu:finish', or
+# FAULTS='--resume --cells ...' to run these again and keep the others.
+FAULTS  ?=
 # Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
 # options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
 # REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
@@ -25,7 +28,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover simulate leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -104,6 +107,10 @@ leaks: stage ## many migrations back and forth; what the daemons hold must not g
 scan-cost: stage ## what periodic scans cost the guests that are scanned (SCAN_COST)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/scan_cost" $(SCAN_COST)
+
+# Far too long for every change: about an hour. Checked arithmetic, as in the tests.
+fault-matrix: stage-tests ## what becomes of guests when things break: docs/fault-matrix.md (FAULTS)
+	@"$(CARGO_TARGET_DIR)/debug/fault_matrix" --results "$(CARGO_TARGET_DIR)/fault-matrix.jsonl" $(FAULTS)
 
 # Inputs found on the way stay in the build directory; tests/corpus has the seeds.
 FUZZ_SECONDS ?= 60

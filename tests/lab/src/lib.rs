@@ -9,6 +9,7 @@
 
 mod archive;
 mod cache;
+mod cgroup;
 mod daemon;
 mod debian;
 mod error;
@@ -33,12 +34,13 @@ pub mod state;
 mod userland;
 
 pub use cache::Cache;
+pub use cgroup::MemoryGroup;
 pub use daemon::Daemon;
 pub use error::{LabError, Result};
 pub use guest::Guest;
 pub use host::{Host, HostChild, HostCommand};
 pub use lab::{Lab, LabOptions};
-pub use network::{Counters, parse_rate};
+pub use network::{Counters, Loss, parse_rate};
 pub use pki::{Authority, CertificateRequest, Credentials};
 pub use report::Report;
 pub use role::Role;
