@@ -311,8 +311,13 @@ impl Driver {
         inputs
     }
 
-    fn take_control(&self, control: Control) -> Option<Input> {
+    fn take_control(&mut self, control: Control) -> Option<Input> {
         match control {
+            Control::DaemonEnds => {
+                tracing::info!(job = self.job.id, "aborted because vmgangd ends");
+                self.daemon_ends = true;
+                Some(Input::AbortRequested)
+            }
             Control::Abort => {
                 tracing::info!(job = self.job.id, "abort requested");
                 Some(Input::AbortRequested)

@@ -278,6 +278,7 @@ impl Coordinator {
             request,
             members,
             limit_passes: ready.limit_passes,
+            daemon_ends: false,
         };
         let page_key = ready.page_key;
         let coordinator = self.clone();
@@ -370,7 +371,7 @@ impl Coordinator {
         self.parts.stages.shutdown();
         let mut running = Vec::new();
         for job in self.jobs.list() {
-            if !job.state().ended() && job.control(Control::Abort).is_ok() {
+            if !job.state().ended() && job.control(Control::DaemonEnds).is_ok() {
                 running.push(job);
             }
         }

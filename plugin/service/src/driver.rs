@@ -36,6 +36,8 @@ pub struct Driver {
     pub members: Vec<DomainInfo>,
     /// Tell each member's QEMU when it may take itself for done.
     pub limit_passes: bool,
+    /// The job is aborted because of that.
+    pub daemon_ends: bool,
 }
 
 /// What was measured of one member.
@@ -155,6 +157,9 @@ impl Driver {
         let error = match (state, cause) {
             (JobState::Completed, _) => None,
             (_, Some(Cause::Failure(error))) => Some(error),
+            (_, Some(Cause::Aborted)) if self.daemon_ends => Some(
+                "aborted because vmgangd was stopped, or lost the system bus; see its log".into(),
+            ),
             (_, Some(Cause::Aborted)) => Some("aborted on request".into()),
             (_, Some(Cause::TimedOut)) => Some(format!(
                 "the gang was not ready to switch over within {} s (option timeout); give it more time or bandwidth",

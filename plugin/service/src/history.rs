@@ -51,10 +51,16 @@ impl History {
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let file = self.file(&record.report.job);
         let temporary = file.with_extension("new");
-        let mut writer = fs::File::create(&temporary)?;
-        writer.write_all(serde_json::to_string(record)?.as_bytes())?;
-        writer.sync_all()?;
-        fs::rename(&temporary, &file)
+        let written = || -> io::Result<()> {
+            let mut writer = fs::File::create(&temporary)?;
+            writer.write_all(serde_json::to_string(record)?.as_bytes())?;
+            writer.sync_all()?;
+            fs::rename(&temporary, &file)
+        };
+        written().inspect_err(|_| {
+            // A full disk is not to be left with half a file as well.
+            let _ = fs::remove_file(&temporary);
+        })
     }
 
     /// All readable jobs, the newest first. An unreadable file is logged and left alone.

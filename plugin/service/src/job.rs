@@ -18,6 +18,8 @@ use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 pub enum Control {
     Abort,
     SetBandwidth(Option<u64>),
+    /// The daemon is about to end.
+    DaemonEnds,
     /// The whole gang switches to post-copy.
     StartPostCopy,
 }

@@ -313,7 +313,10 @@ async fn stopping_the_daemon_aborts_what_runs() {
     let all = || Options::from([("all", Variant::from(true))]);
     let job = rig.migrate("", URI, all()).await.expect("starts");
     rig.coordinator.shutdown().await;
-    assert_eq!(rig.report(&job).await["state"], "aborted");
+    let report = rig.report(&job).await;
+    assert_eq!(report["state"], "aborted");
+    let error = report["error"].as_str().expect("an error");
+    assert!(error.contains("vmgangd was stopped"), "{error}");
     assert_eq!(
         error_of(rig.migrate("", URI, all()).await).0,
         "org.vmgang.Error.Busy"
