@@ -34,7 +34,6 @@ fn members_that_are_ready_wait_for_the_last() -> Result<()> {
         vmgang(a, &[&["gang", "add", "web"], &GUESTS[..]].concat())?.expect(0)?;
 
         aborted_while_held(lab).context("an abort while held")?;
-        killed_while_held(lab).context("the destination's daemon killed while held")?;
         together(lab).context("left alone")
     })
 }
@@ -123,17 +122,6 @@ fn aborted_while_held(lab: &Lab) -> Result<()> {
         "{ended:?}"
     );
     expect_back(lab)
-}
-
-fn killed_while_held(lab: &Lab) -> Result<()> {
-    let migrating = until_held(lab)?;
-    let b = lab.host("b")?;
-    lab.host("a")?.guest("large").thaw()?;
-    b.vmgangd().kill()?;
-    Ended::from(migrating.wait_with_output()?).expect(1)?;
-    expect_back(lab)?;
-    b.vmgangd().start()?;
-    expect_clean(b)
 }
 
 fn together(lab: &Lab) -> Result<()> {

@@ -15,15 +15,16 @@ const DIRTY_PAGES_PER_SECOND: u64 = 8000;
 /// 25 MB, which takes five seconds to send.
 const HOT_PAGES: u64 = 6000;
 
+/// Not in `make test`, like the next one: passes over a slow link take their time.
 #[test]
-fn a_member_that_dirties_without_end_is_left_or_ends_the_job() -> Result<()> {
+fn slowly_a_member_that_dirties_without_end_is_left_or_ends_the_job() -> Result<()> {
     with_gang(|lab| {
         aborted(lab).context("on-stall abort")?;
         left(lab).context("on-stall leave")
     })
 }
 
-/// Not in `make test`: QEMU takes minutes to slow a guest down.
+/// QEMU takes minutes to slow a guest down.
 #[test]
 fn slowly_a_member_that_dirties_without_end_is_slowed_down() -> Result<()> {
     with_gang(slowed_down)
