@@ -187,6 +187,10 @@ pub struct MigrateOptions {
     /// Let QEMU slow guests down from the start, as in virsh
     #[arg(long)]
     pub auto_converge: bool,
+    /// Before the move let each guest give up the memory it does not need, through its memory balloon,
+    /// and give it back after
+    #[arg(long)]
+    pub balloon: bool,
     /// Migrate also where libvirt cannot tell that the disks are safe
     #[arg(long = "unsafe")]
     pub unsafe_disks: bool,

@@ -69,6 +69,7 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
         ("postcopy", options.postcopy),
         ("postcopy-resume", options.postcopy_resume),
         ("auto-converge", options.auto_converge),
+        ("balloon", options.balloon),
         ("unsafe", options.unsafe_disks),
         ("copy-storage-all", options.copy_storage_all),
         ("copy-storage-inc", options.copy_storage_inc),

@@ -50,7 +50,7 @@ impl Member {
     /// How far it is, in a thousand.
     fn permille(&self) -> u64 {
         match self.state.as_str() {
-            "waiting" => 0,
+            "waiting" | "ballooning" => 0,
             "migrated" => 1000,
             "switching" => 999,
             _ if self.total_bytes == 0 => 0,

@@ -41,12 +41,16 @@ struct Answers {
 }
 
 impl Driver {
-    /// Migrates the members; returns their barrier at the end.
-    pub(crate) async fn conduct(&mut self, known: &mut Known) -> Barrier {
+    /// Migrates the members; returns their barrier at the end. `said` is what was said to the job before.
+    pub(crate) async fn conduct(&mut self, known: &mut Known, said: Vec<Control>) -> Barrier {
         let mut barrier = Barrier::new(0..self.members.len(), self.request.policy);
         let mut aborts = Aborts::new(self.hypervisor.clone());
         let mut answers = Answers::default();
-        let mut inputs = self.waiting(known);
+        let mut inputs: Vec<Input> = said
+            .into_iter()
+            .flat_map(|it| self.take_control(it))
+            .collect();
+        inputs.extend(self.waiting(known));
         self.job.update(|view| view.state = JobState::Running);
         known.limits = self.limit_passes.then(|| {
             let members = self.members.iter().map(|member| member.uuid);
@@ -254,7 +258,7 @@ impl Driver {
         }
     }
 
-    fn set_state(&self, member: usize, state: MemberState) {
+    pub(crate) fn set_state(&self, member: usize, state: MemberState) {
         self.job.update(|view| {
             if let Some(member) = view.members.get_mut(member) {
                 member.state = state;

@@ -1,7 +1,9 @@
 //! Runs one job to its report. How its members are conducted is in `conduct.rs`, and all decisions
 //! about them in `barrier.rs`.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -10,11 +12,12 @@ use tokio::time::Instant;
 use vmgang_engine::{Remains, SessionEnd, SourceEvent};
 use vmgang_libvirt::DomainInfo;
 
+use crate::balloon::{self, Before};
 use crate::barrier::{Barrier, Cause, Outcome};
 use crate::convergence::{Convergence, Judgement};
 use crate::doubt;
 use crate::hypervisor::Hypervisor;
-use crate::job::{Control, Job};
+use crate::job::{Control, Job, MemberState};
 use crate::outcome;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
@@ -38,6 +41,8 @@ pub struct Driver {
     pub limit_passes: bool,
     /// The job is aborted because of that.
     pub daemon_ends: bool,
+    /// Members that may be asked to give up memory.
+    pub balloons: Vec<Before>,
 }
 
 /// What was measured of one member.
@@ -48,6 +53,8 @@ pub(crate) struct Facts {
     pub(crate) guest_stopped: Option<std::time::Instant>,
     /// Its stream was read to its end, both ways: the destination may have all of the guest.
     pub(crate) stream_ended: bool,
+    /// What its guest gave up, if that was asked for.
+    pub(crate) ballooned_bytes: Option<u64>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
 }
@@ -100,9 +107,44 @@ impl Driver {
         if !self.request.policy.holds(self.members.len()) {
             tracing::info!(job = self.job.id, "nobody is held for a common switchover");
         }
-        let barrier = self.conduct(&mut known).await;
+        let early = self.shrink(&mut known).await;
+        let barrier = self.conduct(&mut known, early).await;
         let cause = barrier.cause().cloned();
         self.report(started, known.facts, cause).await
+    }
+
+    /// Lets guests give up what they do not need. Returns what was said to the job meanwhile.
+    async fn shrink(&mut self, known: &mut Known) -> Vec<Control> {
+        let mut said = Vec::new();
+        if self.balloons.is_empty() {
+            return said;
+        }
+        for balloon in &self.balloons {
+            if let Some(member) = self.members.iter().position(|m| m.uuid == balloon.uuid) {
+                self.set_state(member, MemberState::Ballooning);
+            }
+        }
+        let stop = AtomicBool::new(false);
+        let mut given = pin!(balloon::shrink(&self.hypervisor, &self.balloons, &stop));
+        let given = loop {
+            tokio::select! {
+                biased;
+                given = &mut given => break given,
+                Some(control) = self.control.recv() => {
+                    if matches!(control, Control::Abort | Control::DaemonEnds) {
+                        stop.store(true, Relaxed);
+                    }
+                    said.push(control);
+                }
+            }
+        };
+        for (balloon, given) in self.balloons.iter().zip(given) {
+            if let Some(member) = self.members.iter().position(|m| m.uuid == balloon.uuid) {
+                known.facts[member].ballooned_bytes = Some(given);
+                self.set_state(member, MemberState::Waiting);
+            }
+        }
+        said
     }
 
     /// Shows the figures of the moment.
@@ -216,6 +258,7 @@ impl Driver {
             iterations: measured.iterations,
             qemu_stream_bytes: 0,
             wire_bytes: 0,
+            ballooned_bytes: facts.ballooned_bytes,
             error,
         }
     }

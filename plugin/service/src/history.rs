@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use vmgang_libvirt::DomainState;
 
+use crate::balloon::Before;
 use crate::outcome;
 use crate::report::{DomainOutcome, JobState, Report};
 
@@ -25,6 +26,9 @@ pub struct Record {
     /// Some member could not be held until all were ready.
     #[serde(default)]
     pub barrier_approximate: bool,
+    /// Guests that have to get memory back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub balloons: Vec<Before>,
     pub report: Report,
 }
 
@@ -183,6 +187,7 @@ mod tests {
         Record {
             started_unix_s,
             barrier_approximate: false,
+            balloons: Vec::new(),
             report,
         }
     }

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 use vmgang_libvirt::{
-    DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership, MigrateOptions,
-    Migration, QemuUser,
+    Balloon, DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership,
+    MigrateOptions, Migration, QemuUser,
 };
 
 use crate::error::ServiceError;
@@ -60,6 +60,20 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError>;
     /// Lets a suspended guest go on.
     fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// The domain's memory balloon; `None` if it has none.
+    fn balloon(&self, uuid: Uuid) -> Result<Option<Balloon>, LibvirtError>;
+    /// How often its guest is asked what it could do without.
+    fn set_balloon_period(&self, uuid: Uuid, seconds: u32) -> Result<(), LibvirtError>;
+    /// Asks its guest to make do with so much memory.
+    fn set_memory(&self, uuid: Uuid, bytes: u64) -> Result<(), LibvirtError>;
+    /// Both of a domain at the destination.
+    fn restore_memory(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        bytes: u64,
+        period_s: u32,
+    ) -> Result<(), LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -195,6 +209,30 @@ impl Hypervisor for Libvirt {
 
     fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
         self.host()?.resume(uuid)
+    }
+
+    fn balloon(&self, uuid: Uuid) -> Result<Option<Balloon>, LibvirtError> {
+        self.host()?.balloon(uuid)
+    }
+
+    fn set_balloon_period(&self, uuid: Uuid, seconds: u32) -> Result<(), LibvirtError> {
+        self.host()?.set_balloon_period(uuid, seconds)
+    }
+
+    fn set_memory(&self, uuid: Uuid, bytes: u64) -> Result<(), LibvirtError> {
+        self.host()?.set_memory(uuid, bytes)
+    }
+
+    fn restore_memory(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        bytes: u64,
+        period_s: u32,
+    ) -> Result<(), LibvirtError> {
+        let host = Host::open(uri)?;
+        host.set_memory(uuid, bytes)?;
+        host.set_balloon_period(uuid, period_s)
     }
 
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {

@@ -29,6 +29,8 @@ pub enum Control {
 pub enum MemberState {
     /// It has not been started: others are under way.
     Waiting,
+    /// Its guest gives up what memory it does not need.
+    Ballooning,
     Copying,
     /// Every page was sent once; it waits for the others.
     Held,
@@ -43,6 +45,7 @@ impl MemberState {
     pub fn as_str(self) -> &'static str {
         match self {
             MemberState::Waiting => "waiting",
+            MemberState::Ballooning => "ballooning",
             MemberState::Copying => "copying",
             MemberState::Held => "held",
             MemberState::Switching => "switching",
@@ -278,12 +281,14 @@ impl Job {
                 iterations: None,
                 qemu_stream_bytes: member.qemu_stream_bytes,
                 wire_bytes: member.wire_bytes,
+                ballooned_bytes: None,
                 error: None,
             })
             .collect();
         Record {
             started_unix_s: self.started_unix_s,
             barrier_approximate: view.barrier_approximate,
+            balloons: Vec::new(),
             report: Report {
                 job: self.id.clone(),
                 gang: self.gang.clone(),

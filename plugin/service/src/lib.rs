@@ -8,6 +8,7 @@
 //! `conduct` (with `barrier` deciding) -> `report` -> `history`.
 
 mod aborts;
+pub mod balloon;
 pub mod barrier;
 pub mod budget;
 pub mod bus;

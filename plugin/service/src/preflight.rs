@@ -15,6 +15,7 @@ use uuid::Uuid;
 use vmgang_engine::{MemberOffer, Offer, PageKey, Scanned, SocketOwner, SourceOptions, Transport};
 use vmgang_libvirt::{DomainInfo, DomainQemu, DomainQemuUser, JobStats};
 
+use crate::balloon::{self, Before};
 use crate::budget;
 use crate::coordinator::Parts;
 use crate::error::ServiceError;
@@ -37,6 +38,8 @@ pub(crate) struct Ready {
     pub(crate) window_offered_bytes: u64,
     pub(crate) page_key: PageKey,
     pub(crate) scanned: Scanned,
+    /// Members that may be asked to give up memory.
+    pub(crate) balloons: Vec<Before>,
     /// What was staged for it, if it is used now.
     pub(crate) taken: Option<Arc<Stage>>,
 }
@@ -80,6 +83,10 @@ impl Preflight<'_> {
         let here = self.look_here().await?;
         took("this host's libvirt has answered");
 
+        let balloons = match self.request.balloon {
+            true => balloon::look(&self.parts.hypervisor, self.members).await?,
+            false => Vec::new(),
+        };
         let (mut options, limit_passes) = self.source_options(here, transport)?;
         let scanned = scanned.await;
         options.scanned = scanned.clone();
@@ -131,6 +138,7 @@ impl Preflight<'_> {
             window_offered_bytes,
             page_key,
             scanned,
+            balloons,
             taken: None,
         })
     }

@@ -47,6 +47,8 @@ pub struct MigrateRequest {
     pub auto_converge: bool,
     /// So many connections of pages beside each member's main one.
     pub parallel: Option<NonZeroU8>,
+    /// Guests give up what memory they do not need before they move.
+    pub balloon: bool,
     /// Also where libvirt cannot tell that disks are safe.
     pub unsafe_disks: bool,
     /// Go on where a broken post-copy has stopped.
@@ -124,6 +126,7 @@ impl MigrateRequest {
             switchover_asked: switchover.is_some(),
             auto_converge: options.flag("auto-converge")?,
             parallel: parallel(&mut options)?,
+            balloon: options.flag("balloon")?,
             unsafe_disks: options.flag("unsafe")?,
             post_copy_resume,
             techniques,
@@ -161,7 +164,7 @@ const ON_STALLS: [(&str, OnStall); 4] = [
     ("abort", OnStall::Abort),
 ];
 /// All there are, to be named where another one is given.
-const MIGRATE_OPTIONS: [&str; 22] = [
+const MIGRATE_OPTIONS: [&str; 23] = [
     "domains",
     "all",
     "peer",
@@ -180,6 +183,7 @@ const MIGRATE_OPTIONS: [&str; 22] = [
     "postcopy-resume",
     "parallel",
     "auto-converge",
+    "balloon",
     "unsafe",
     "copy-storage-all",
     "copy-storage-inc",

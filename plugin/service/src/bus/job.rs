@@ -67,7 +67,7 @@ impl JobObject {
     }
 
     /// gang (s), destination (s), started (t, seconds since 1970), elapsed_ms (t), and members
-    /// (aa{sv}) with name (s), uuid (s), state (s: waiting, copying, held, switching, migrated,
+    /// (aa{sv}) with name (s), uuid (s), state (s: waiting, ballooning, copying, held, switching, migrated,
     /// source or failed), memory_bytes (t), total_bytes, remaining_bytes and iterations (t, as
     /// libvirt counts them), qemu_stream_bytes (t), wire_bytes (t); and while a member does not
     /// converge dirtied_per_s and carried_per_s (t, bytes of its memory: written to by the guest,

@@ -17,7 +17,7 @@ use vmgang_engine::{
     SourceOptions, Transport, Workers,
 };
 use vmgang_libvirt::{
-    DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
     ListedDomain, Membership, MigrateOptions, QemuUser,
 };
 use vmgang_service::bus;
@@ -88,6 +88,11 @@ pub struct Fake {
     pub abort_delay: Duration,
     /// Calls to abort that have returned, and those of them that reached a domain's job.
     pub aborts: Arc<Mutex<(usize, Vec<String>)>>,
+    /// Balloons by name, and what was asked of their guests: here, or at the destination.
+    pub balloons: Arc<Mutex<HashMap<String, Balloon>>>,
+    pub restored_there: Arc<Mutex<Vec<(String, u64, u32)>>>,
+    /// Guests take their time to give memory up.
+    pub balloons_are_slow: bool,
     /// Guests that were suspended.
     pub suspended: Arc<Mutex<Vec<String>>>,
     /// Migrations started.
@@ -96,6 +101,8 @@ pub struct Fake {
     pub available_bytes: u64,
     /// What the destination's libvirt lists.
     pub there: Vec<ListedDomain>,
+    /// And what has migrated to it.
+    arrived: Arc<Mutex<Vec<ListedDomain>>>,
     /// The page window of the newest offer.
     pub window_offered: Arc<Mutex<u64>>,
     /// The destination's libvirt answers only once the peer was called.
@@ -149,10 +156,14 @@ impl Fake {
             connect_delay: Duration::ZERO,
             abort_delay: Duration::ZERO,
             aborts: Arc::default(),
+            balloons: Arc::default(),
+            restored_there: Arc::default(),
+            balloons_are_slow: false,
             suspended: Arc::default(),
             started: Arc::default(),
             available_bytes: 64 << 30,
             there: Vec::new(),
+            arrived: Arc::default(),
             window_offered: Arc::default(),
             answers_after_call: false,
             calls: Arc::default(),
@@ -264,6 +275,44 @@ impl Hypervisor for Fake {
     fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
         self.domain(uuid).map(drop)
     }
+    fn balloon(&self, uuid: Uuid) -> Result<Option<Balloon>, LibvirtError> {
+        let mut balloons = self.balloons.lock().expect("lock");
+        Ok(balloons.get_mut(&self.domain(uuid)?.name).map(|balloon| {
+            balloon.told_unix_s += u64::from(balloon.period_s) * 1_000_000_000;
+            *balloon
+        }))
+    }
+    fn set_balloon_period(&self, uuid: Uuid, seconds: u32) -> Result<(), LibvirtError> {
+        let mut balloons = self.balloons.lock().expect("lock");
+        if let Some(balloon) = balloons.get_mut(&self.domain(uuid)?.name) {
+            balloon.period_s = seconds;
+        }
+        Ok(())
+    }
+    fn set_memory(&self, uuid: Uuid, bytes: u64) -> Result<(), LibvirtError> {
+        let mut balloons = self.balloons.lock().expect("lock");
+        if let Some(balloon) = balloons.get_mut(&self.domain(uuid)?.name) {
+            balloon.current_bytes = match bytes < balloon.current_bytes && self.balloons_are_slow {
+                true => balloon.current_bytes - (balloon.current_bytes - bytes) / 2,
+                false => bytes,
+            };
+        }
+        Ok(())
+    }
+    fn restore_memory(
+        &self,
+        _: &str,
+        uuid: Uuid,
+        bytes: u64,
+        period_s: u32,
+    ) -> Result<(), LibvirtError> {
+        let name = self.domain(uuid)?.name;
+        self.restored_there
+            .lock()
+            .expect("lock")
+            .push((name, bytes, period_s));
+        Ok(())
+    }
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
         let script = self.scripts.get(&self.domain(uuid)?.name);
         Ok(JobStats {
@@ -303,7 +352,11 @@ impl Hypervisor for Fake {
         let same = uri.contains("myself");
         Ok(DestinationInfo {
             host_uuid: Some(Uuid::from_u128(if same { 1 } else { 2 })),
-            domains: self.there.clone(),
+            domains: [
+                self.there.clone(),
+                self.arrived.lock().expect("lock").clone(),
+            ]
+            .concat(),
         })
     }
     fn migrate(
@@ -431,6 +484,11 @@ impl Hypervisor for Fake {
                     let domain = domains.iter_mut().find(|d| d.uuid == uuid).expect("there");
                     domain.id = None;
                     domain.state = DomainState::ShutOff;
+                    fake.arrived.lock().expect("lock").push(ListedDomain {
+                        name: domain.name.clone(),
+                        uuid,
+                        active: true,
+                    });
                     Ok(())
                 }
                 _ = aborted.wait_for(|aborted| aborted[member]) => Err(failed("canceled by client")),
@@ -687,7 +745,11 @@ pub struct Rig {
 
 impl Rig {
     pub async fn new(fake: Fake) -> Rig {
-        let state_dir = tempfile::tempdir().expect("a directory");
+        Rig::after(fake, tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// With what an earlier daemon has left.
+    pub async fn after(fake: Fake, state_dir: tempfile::TempDir) -> Rig {
         let transport = fake.transport.clone();
         let available_bytes = fake.available_bytes;
         let (scans, stages, contents) = knowledge(&fake);

@@ -16,7 +16,7 @@ use vmgang_engine::{
     SourceOptions,
 };
 use vmgang_libvirt::{
-    DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
     ListedDomain, Membership, MigrateOptions, QemuUser,
 };
 use vmgang_service::guests::{Guests, Opened as OpenedGuest};
@@ -481,6 +481,18 @@ impl Hypervisor for SimHypervisor {
         let there = state.guests[number].there;
         assert_ne!(there, Here::Running, "resumed while it runs there");
         state.place(number, Here::Running, there);
+        Ok(())
+    }
+    fn balloon(&self, _: Uuid) -> Result<Option<Balloon>, LibvirtError> {
+        Ok(None)
+    }
+    fn set_balloon_period(&self, _: Uuid, _: u32) -> Result<(), LibvirtError> {
+        Ok(())
+    }
+    fn set_memory(&self, _: Uuid, _: u64) -> Result<(), LibvirtError> {
+        Ok(())
+    }
+    fn restore_memory(&self, _: &str, _: Uuid, _: u64, _: u32) -> Result<(), LibvirtError> {
         Ok(())
     }
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
