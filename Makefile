@@ -6,6 +6,7 @@ BENCH   ?=
 PREPARED ?=
 SCAN_COST ?=
 SWITCHOVER ?=
+POSTCOPY ?=
 LEAKS ?=
 # Which cells of the fault matrix, such as FAULTS='--cells link-cut,:barrier,source-qemu:finish', or
 # FAULTS='--resume --cells ...' to run these again and keep the others.
@@ -28,7 +29,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover postcopy simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -93,6 +94,10 @@ prepared: stage ## what preparing saves, and what is saved by what is there alre
 switchover: stage ## pauses and spread by way of letting a gang go, and what holding costs (SWITCHOVER)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/switchover" --json "$(CARGO_TARGET_DIR)/switchover.json" $(SWITCHOVER)
+
+postcopy: stage ## how long guests wait for pages after a switch to post-copy (POSTCOPY)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/postcopy" --json "$(CARGO_TARGET_DIR)/postcopy.json" $(POSTCOPY)
 
 # As many seeds as nobody waits for in `make test`; SEED=N replays one and shows what happened.
 SEEDS ?= 100000

@@ -289,13 +289,17 @@ impl Host {
         Ok(JobStats::from_params(kind, &params))
     }
 
+    /// The daemon's version: a million for each major, a thousand for each minor one.
+    pub fn libvirt_version(&self) -> Result<u32, LibvirtError> {
+        self.connect
+            .lib_version()
+            .map_err(host_error("read the version of libvirt"))
+    }
+
     /// Whether migrations from here can be told the rate QEMU is to reckon with at the
     /// switchover ([`crate::MigrateOptions::switchover_mib_s`]).
     pub fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
-        let libvirt = self
-            .connect
-            .lib_version()
-            .map_err(host_error("read the version of libvirt"))?;
+        let libvirt = self.libvirt_version()?;
         let qemu = self
             .connect
             .hyp_version()

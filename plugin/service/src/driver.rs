@@ -18,7 +18,7 @@ use crate::convergence::{Convergence, Judgement};
 use crate::doubt;
 use crate::hypervisor::Hypervisor;
 use crate::job::{Control, Job, MemberState};
-use crate::outcome;
+use crate::outcome::{self, PostCopy};
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
 use crate::switchover::{Limits, StreamRates};
@@ -233,8 +233,11 @@ impl Driver {
             Some(Outcome::Migrated) => (DomainOutcome::Migrated, None),
             _ => {
                 let uri = &self.request.destination.uri;
-                let post_copy =
-                    self.request.policy.can_post_copy() || self.request.post_copy_resume;
+                let post_copy = match self.request.policy.can_post_copy() {
+                    _ if self.request.post_copy_resume => PostCopy::Broken,
+                    true => PostCopy::Possible,
+                    false => PostCopy::Never,
+                };
                 let error = facts.error.clone();
                 if facts.may_run_there() {
                     let (hypervisor, domain) = (self.hypervisor.clone(), domain.clone());

@@ -25,6 +25,8 @@ pub type Verdict = Pin<Box<dyn Future<Output = Result<(), LibvirtError>> + Send>
 #[derive(Debug, Clone)]
 pub struct DestinationInfo {
     pub host_uuid: Option<Uuid>,
+    /// Of libvirt, as it numbers itself: a million for each major, a thousand for each minor version.
+    pub libvirt_version: Option<u32>,
     pub domains: Vec<ListedDomain>,
 }
 
@@ -247,6 +249,7 @@ impl Hypervisor for Libvirt {
         let destination = Host::open(uri)?;
         Ok(DestinationInfo {
             host_uuid: destination.uuid().ok(),
+            libvirt_version: destination.libvirt_version().ok(),
             domains: destination.list()?,
         })
     }

@@ -52,12 +52,22 @@ pub async fn measured(
     measured
 }
 
+/// What a member that is paused here may have been doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PostCopy {
+    Never,
+    /// It may have gone to post-copy.
+    Possible,
+    /// It had done so before this job.
+    Broken,
+}
+
 /// Where a member is that did not migrate. `error` is what went wrong with it, if anything.
 pub async fn after_failure(
     hypervisor: &Arc<dyn Hypervisor>,
     domain: &DomainInfo,
     destination: &str,
-    post_copy: bool,
+    post_copy: PostCopy,
     error: Option<String>,
 ) -> (DomainOutcome, Option<String>) {
     let uuid = domain.uuid;
@@ -69,11 +79,13 @@ pub async fn after_failure(
         let asked = ask(hypervisor, move |hypervisor| hypervisor.domain(uuid)).await;
         unknown = match asked {
             // As it was before: a guest the user had paused stays paused.
-            Ok(now) if now.active() && now.state == domain.state => {
+            Ok(now)
+                if now.active() && now.state == domain.state && post_copy != PostCopy::Broken =>
+            {
                 return (DomainOutcome::Source, error);
             }
             Ok(now) if now.state == DomainState::Running => return (DomainOutcome::Source, error),
-            Ok(now) if now.state == DomainState::Paused && post_copy => {
+            Ok(now) if now.state == DomainState::Paused && post_copy != PostCopy::Never => {
                 post_copy_broke(&domain.name, destination)
             }
             Ok(now) if now.state == DomainState::Paused => paused(&domain.name, destination),

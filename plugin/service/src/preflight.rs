@@ -319,6 +319,10 @@ fn socket_owner(owner: &DomainQemuUser) -> SocketOwner {
     }
 }
 
+/// Versions of libvirt that crash when they are asked to go on with a post-copy that arrives (they read
+/// through a null pointer): seen with 11.3.0.
+const RESUME_CRASHES: std::ops::Range<u32> = 11_003_000..11_004_000;
+
 /// What can be told from a look at the destination.
 fn check_room(
     request: &MigrateRequest,
@@ -330,6 +334,14 @@ fn check_room(
     if here.is_some() && here == found.host_uuid {
         return Err(ServiceError::InvalidDestination(format!(
             "the destination {uri} is this host itself (or a host with the same host_uuid in libvirtd.conf); name the other host"
+        )));
+    }
+    if let Some(version) = found.libvirt_version
+        && request.post_copy_resume
+        && RESUME_CRASHES.contains(&version)
+    {
+        return Err(ServiceError::InvalidDestination(format!(
+            "libvirt 11.3 on {uri} crashes when it is asked to go on with a post-copy; put another version there, which does not touch the guests, and try again"
         )));
     }
     for member in members {

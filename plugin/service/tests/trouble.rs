@@ -363,3 +363,18 @@ async fn the_offer_follows_the_gangs_memory_and_this_hosts() {
         assert_eq!(*rig.fake.window_offered.lock().expect("lock"), offered);
     }
 }
+
+#[tokio::test]
+async fn a_libvirt_that_would_crash_is_not_asked_to_go_on_with_a_post_copy() {
+    let mut fake = Fake::new(&[("vm1", Script::Good)]);
+    fake.libvirt_there = Some(11_003_000);
+    let rig = Rig::new(fake).await;
+    let resume = Options::from([
+        ("all", Variant::from(true)),
+        ("postcopy-resume", Variant::from(true)),
+    ]);
+    let (_, message) = error_of(rig.migrate("", URI, resume).await);
+    assert!(message.contains("11.3"), "{message}");
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 0);
+    rig.migrate("", URI, all()).await.expect("starts");
+}

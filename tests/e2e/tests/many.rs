@@ -37,7 +37,10 @@ fn under_way(a: &Host) -> Result<usize> {
     let status = vmgang(a, &["status", "--json"])?.expect(0)?;
     let jobs: serde_json::Value = serde_json::from_str(&status.stdout)?;
     let members = jobs[0]["domains"].as_array().cloned().unwrap_or_default();
-    let sends = |member: &&serde_json::Value| member["qemu_stream_bytes"].as_u64() > Some(0);
+    let sends = |member: &&serde_json::Value| {
+        let under_way = member["state"] == "copying" || member["state"] == "held";
+        under_way && member["qemu_stream_bytes"].as_u64() > Some(0)
+    };
     Ok(members.iter().filter(sends).count())
 }
 

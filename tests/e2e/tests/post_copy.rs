@@ -4,18 +4,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vmgang_e2e::{
-    Ended, boot_all, expect_running, start_vmgang, uri, verify_all, vmgang, wait_until, with_lab,
+    Ended, boot_all, expect_running, start_vmgang, uri, verify_all, vmgang, wait_until, with_lab_of,
 };
-use vmgang_lab::{GuestSpec, Lab};
+use vmgang_lab::{GuestSpec, Lab, RootRecipe};
 
 const GUEST: &str = "one";
 /// 5 MB/s, for more than 100 MB.
 const SLOW: u64 = 40_000_000;
 
+/// libvirt 11.3, which the other tests run on, crashes at the destination when it is to go on with a
+/// post-copy; Debian 12's own does not.
+fn old() -> RootRecipe {
+    RootRecipe {
+        backports: false,
+        ..RootRecipe::default()
+    }
+}
+
 /// Not in `make test`: a silent link is given up after a while, on each side.
 #[test]
 fn slowly_a_broken_post_copy_is_resumed() -> Result<()> {
-    with_lab(Some(SLOW), |lab| {
+    with_lab_of(old(), Some(SLOW), |lab| {
         let a = lab.host("a")?;
         let guest = GuestSpec::new(GUEST)
             .with_memory_mib(192)

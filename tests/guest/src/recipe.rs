@@ -25,6 +25,10 @@ pub struct Recipe {
     pub idle: bool,
     /// Milliseconds between two reports.
     pub report_ms: u64,
+    /// Load the kernel's modules first: the driver of a memory balloon.
+    pub modules: bool,
+    /// The share of the guest's memory that is written to and freed before anything else.
+    pub freed_percent: u64,
     /// The share of the guest's memory that is managed.
     pub memory_percent: u64,
 }
@@ -55,6 +59,8 @@ impl Recipe {
             verify_pages_per_second: 0,
             idle: false,
             report_ms: 1000,
+            modules: false,
+            freed_percent: 0,
             memory_percent: 75,
         };
         for word in command_line.split_whitespace() {
@@ -72,6 +78,8 @@ impl Recipe {
                 "stamp_ms" => recipe.stamp_ms = number(key, value)?,
                 "verify" => recipe.verify_pages_per_second = number(key, value)?,
                 "idle" => recipe.idle = true,
+                "modules" => recipe.modules = true,
+                "freed" => recipe.freed_percent = number(key, value)?.min(90),
                 "report_ms" => recipe.report_ms = number(key, value)?.max(100),
                 "memory" => recipe.memory_percent = number(key, value)?.clamp(1, 90),
                 _ => return Err(format!("unknown option vmgang.{key}")),

@@ -13,6 +13,8 @@ const TICK: Duration = Duration::from_millis(10);
 const IDLE_TICK: Duration = Duration::from_millis(20);
 /// Work inside one tick stops here, so that the ticks keep coming on a slow machine.
 const TICK_WORK_MAX: Duration = Duration::from_millis(5);
+/// A page that is there is touched in far less.
+const SLOW_TOUCH: Duration = Duration::from_micros(250);
 /// A guest with broken memory says so this often, then only counts.
 const BAD_LINES_MAX: u64 = 50;
 
@@ -31,6 +33,10 @@ pub struct Worker<'a, W> {
     bad: u64,
     dirtied: u64,
     gap_max: Duration,
+    /// Touches of pages that took long: how many, and how long all together, in microseconds. Where
+    /// pages are fetched from another host, these are those that were not there yet.
+    slow: u64,
+    slow_us: u64,
 }
 
 impl<'a, W: Write> Worker<'a, W> {
@@ -53,6 +59,8 @@ impl<'a, W: Write> Worker<'a, W> {
             bad: 0,
             dirtied: 0,
             gap_max: Duration::ZERO,
+            slow: 0,
+            slow_us: 0,
         }
     }
 
@@ -123,6 +131,13 @@ impl<'a, W: Write> Worker<'a, W> {
             return;
         };
         *generation = generation.wrapping_add(1);
+        let before = Instant::now();
+        std::hint::black_box(page[0]);
+        let took = before.elapsed();
+        if took >= SLOW_TOUCH {
+            self.slow += 1;
+            self.slow_us += took.as_micros() as u64;
+        }
         let kind = self.recipe.fill.kind(index as u64);
         page::write(kind, self.seeds, index as u64, *generation, page);
         self.dirtied += 1;
@@ -159,14 +174,16 @@ impl<'a, W: Write> Worker<'a, W> {
 
     fn report(&mut self) -> io::Result<()> {
         let line = format!(
-            "vmgang-guest id={} pass={} checked={} bad={} dirtied={} pages={} gap_max_ms={} \
-             uptime_ms={}\n",
+            "vmgang-guest id={} pass={} checked={} bad={} dirtied={} pages={} slow={} \
+             slow_us={} gap_max_ms={} uptime_ms={}\n",
             self.recipe.id,
             self.pass,
             self.checked,
             self.bad,
             self.dirtied,
             self.memory.len(),
+            self.slow,
+            self.slow_us,
             self.gap_max.as_millis(),
             self.started.elapsed().as_millis(),
         );

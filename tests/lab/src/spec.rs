@@ -43,6 +43,9 @@ pub struct GuestSpec {
     metadata: String,
     extra_devices: String,
     shared_memory: bool,
+    balloon: bool,
+    memory_percent: Option<u64>,
+    freed_percent: Option<u64>,
     persistent: bool,
 }
 
@@ -69,6 +72,9 @@ impl GuestSpec {
             metadata: String::new(),
             extra_devices: String::new(),
             shared_memory: true,
+            balloon: false,
+            memory_percent: None,
+            freed_percent: None,
             persistent: false,
         }
     }
@@ -207,6 +213,24 @@ impl GuestSpec {
         self
     }
 
+    /// The guest has a memory balloon, and a driver for it.
+    pub fn with_balloon(mut self) -> GuestSpec {
+        self.balloon = true;
+        self
+    }
+
+    /// So much of its memory is filled and checked, in percent; 75 unless set.
+    pub fn with_memory_percent(mut self, percent: u64) -> GuestSpec {
+        self.memory_percent = Some(percent);
+        self
+    }
+
+    /// So much of its memory was written to and is free again, in percent.
+    pub fn with_freed_percent(mut self, percent: u64) -> GuestSpec {
+        self.freed_percent = Some(percent);
+        self
+    }
+
     /// The domain is defined before it is started, and stays defined when it ends.
     pub fn with_persistence(mut self) -> GuestSpec {
         self.persistent = true;
@@ -260,6 +284,15 @@ impl GuestSpec {
         if let Some(rate) = self.verify_pages_per_second {
             add("verify", rate.to_string());
         }
+        if self.balloon {
+            add("modules", "1".to_owned());
+        }
+        if let Some(percent) = self.freed_percent {
+            add("freed", percent.to_string());
+        }
+        if let Some(percent) = self.memory_percent {
+            add("memory", percent.to_string());
+        }
         if self.idle {
             add("idle", "1".to_owned());
         }
@@ -304,7 +337,7 @@ impl GuestSpec {
     <controller type='usb' model='none'/>
     <serial type='file'><source path='{serial}' append='off'/></serial>
     <video><model type='none'/></video>
-    <memballoon model='none'/>
+    <memballoon model='{balloon}'/>
     {devices}
   </devices>
 </domain>
@@ -315,6 +348,7 @@ impl GuestSpec {
             vcpus = self.vcpus,
             command_line = self.command_line(),
             serial = serial_path(&self.name),
+            balloon = if self.balloon { "virtio" } else { "none" },
             devices = self.extra_devices,
         ))
     }

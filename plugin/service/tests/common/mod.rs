@@ -101,6 +101,7 @@ pub struct Fake {
     pub available_bytes: u64,
     /// What the destination's libvirt lists.
     pub there: Vec<ListedDomain>,
+    pub libvirt_there: Option<u32>,
     /// And what has migrated to it.
     arrived: Arc<Mutex<Vec<ListedDomain>>>,
     /// The page window of the newest offer.
@@ -163,6 +164,7 @@ impl Fake {
             started: Arc::default(),
             available_bytes: 64 << 30,
             there: Vec::new(),
+            libvirt_there: Some(11_002_000),
             arrived: Arc::default(),
             window_offered: Arc::default(),
             answers_after_call: false,
@@ -352,6 +354,7 @@ impl Hypervisor for Fake {
         let same = uri.contains("myself");
         Ok(DestinationInfo {
             host_uuid: Some(Uuid::from_u128(if same { 1 } else { 2 })),
+            libvirt_version: self.libvirt_there,
             domains: [
                 self.there.clone(),
                 self.arrived.lock().expect("lock").clone(),

@@ -517,6 +517,7 @@ impl Hypervisor for SimHypervisor {
             active: true,
         };
         Ok(DestinationInfo {
+            libvirt_version: None,
             host_uuid: Some(Uuid::from_u128(2)),
             domains: there.map(listed).collect(),
         })
