@@ -492,6 +492,12 @@ impl SourceSession {
         self.shared.gate.restart(member);
     }
 
+    /// Nobody connects to the member's socket any more; a connection there is already stays.
+    pub fn close_socket(&self, member: usize) {
+        // It may be gone; that is what is wanted.
+        let _ = std::fs::remove_file(self.sockets.socket(member));
+    }
+
     /// Caps what is written to the peer.
     pub fn set_bandwidth(&self, bytes_per_s: Option<u64>) {
         self.cap.set(bytes_per_s);

@@ -26,6 +26,8 @@ use crate::switchover::{Limits, RATE_MIB_S};
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long libvirt may take to answer for a member that was aborted before its QEMU had connected.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// For what libvirt refuses while a migration is only beginning.
 const ATTEMPTS: u32 = 20;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -88,7 +90,14 @@ impl Driver {
                             beside.spawn(self.suspend(member));
                         }
                     }
-                    Action::AbortMember(member) => aborts.start(member, &self.members[member]),
+                    Action::AbortMember(member) => {
+                        let facts = &mut known.facts[member];
+                        if !facts.connected {
+                            self.session.close_socket(member);
+                            facts.closed.get_or_insert_with(Instant::now);
+                        }
+                        aborts.start(member, &self.members[member]);
+                    }
                     Action::Finish => break 'job,
                 }
             }
@@ -104,6 +113,7 @@ impl Driver {
                         }
                     }
                     self.refresh(&barrier, known);
+                    inputs.extend(self.not_begun(&barrier, known));
                 }
                 () = sleep_until(deadline) => {
                     deadline = None;
@@ -151,6 +161,28 @@ impl Driver {
         barrier
     }
 
+    /// Members that were aborted while libvirt was still reaching for the destination, which may take
+    /// it minutes if that is silent. Their guests run, and without the socket cannot migrate.
+    fn not_begun(&self, barrier: &Barrier, known: &Known) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        for (member, facts) in known.facts.iter().enumerate() {
+            let waited = facts.closed.is_some_and(|at| at.elapsed() > BEGIN_TIMEOUT);
+            if waited && !facts.connected && barrier.outcome(member).is_none() {
+                let name = self.name(member);
+                tracing::warn!(
+                    job = self.job.id,
+                    member = name,
+                    "libvirt has not begun to migrate it, and does not answer; it cannot migrate any more"
+                );
+                let error = format!(
+                    "libvirt has not begun to migrate domain {name}, and does not answer; it may take a few minutes to give up"
+                );
+                inputs.push(Input::MigrateFailed(member, error));
+            }
+        }
+        inputs
+    }
+
     /// Takes note of how far each member's stream has come.
     fn sample(&self, known: &mut Known) {
         let counters = self.session.counters();
@@ -169,6 +201,7 @@ impl Driver {
     ) -> Result<(), LibvirtError> {
         known.facts[member].started.get_or_insert_with(Instant::now);
         known.facts[member].stream_ended = false;
+        known.facts[member].connected = false;
         if throttled {
             tracing::info!(
                 job = self.job.id,
@@ -349,6 +382,9 @@ impl Driver {
         };
         match event {
             SourceEvent::ChannelOpened { member } => {
+                if let Some(facts) = known.facts.get_mut(member) {
+                    facts.connected = true;
+                }
                 let member = self.name(member);
                 tracing::debug!(job = self.job.id, member, "channel opened");
                 None

@@ -51,6 +51,10 @@ pub(crate) struct Facts {
     pub(crate) started: Option<Instant>,
     pub(crate) elapsed: Duration,
     pub(crate) guest_stopped: Option<std::time::Instant>,
+    /// Its QEMU has connected to the tunnel.
+    pub(crate) connected: bool,
+    /// It was aborted before that, and cannot connect any more.
+    pub(crate) closed: Option<Instant>,
     /// Its stream was read to its end, both ways: the destination may have all of the guest.
     pub(crate) stream_ended: bool,
     /// What its guest gave up, if that was asked for.

@@ -28,6 +28,8 @@ pub trait Session: Send + Sync + 'static {
     fn release(&self);
     fn release_member(&self, member: usize);
     fn restart_member(&self, member: usize);
+    /// Nobody connects to the member's socket any more: without a connection it cannot migrate.
+    fn close_socket(&self, member: usize);
     fn set_bandwidth(&self, bytes_per_s: Option<u64>);
     fn counters(&self) -> SessionCounters;
     fn member_outcome(
@@ -64,6 +66,10 @@ impl Session for SourceSession {
 
     fn release_member(&self, member: usize) {
         SourceSession::release_member(self, member);
+    }
+
+    fn close_socket(&self, member: usize) {
+        SourceSession::close_socket(self, member);
     }
 
     fn restart_member(&self, member: usize) {

@@ -572,6 +572,7 @@ impl Session for FakeSession {
             .released
             .send_modify(|released| released[member] = true);
     }
+    fn close_socket(&self, _: usize) {}
     fn restart_member(&self, member: usize) {
         self.wires
             .aborted

@@ -28,6 +28,8 @@ use world::{NoRam, Random, SimHypervisor, SimTunnel, World};
 
 /// Of one run of `cargo test`.
 const SEEDS: u64 = 2000;
+/// Longer than any migration hangs.
+const AFTERWARDS: Duration = Duration::from_secs(200);
 /// No job takes longer, whatever happens.
 const JOB_ENDS: Duration = Duration::from_secs(3 * 3600);
 const AVAILABLE_BYTES: u64 = 64 << 30;
@@ -218,6 +220,8 @@ async fn live(
         ended = tokio::time::timeout(JOB_ENDS, ended) => {
             ended.expect("a job ends, whatever happens");
             world.check_abort_was_quick();
+            // What was said of the guests stays true.
+            tokio::time::sleep(AFTERWARDS).await;
         }
         () = after(user.death_after) => world.say("vmgangd is killed"),
         () = commands => {}

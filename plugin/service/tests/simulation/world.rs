@@ -73,6 +73,8 @@ enum Fate {
     Unreadable,
     /// It arrives, and libvirtd dies before it says so.
     AnswerLost,
+    /// libvirt takes long to reach the destination, and hears nothing meanwhile.
+    Hangs,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,8 @@ struct Guest {
     fate: Fate,
     /// libvirt migrates it.
     under_way: bool,
+    /// Its QEMU cannot connect to the tunnel any more.
+    closed: bool,
     /// Its guest has stopped here in this migration.
     stopped: bool,
     post_copy: bool,
@@ -138,6 +142,7 @@ impl World {
             there: Here::Absent,
             fate: fate(random, trouble),
             under_way: false,
+            closed: false,
             stopped: false,
             post_copy: false,
             doubt: false,
@@ -202,9 +207,10 @@ impl World {
             .abort_asked
             .filter(|_| state.aborted_before_any_switchover)
         {
+            let hangs = state.guests.iter().any(|guest| guest.fate == Fate::Hangs);
             // What libvirt takes at most to begin a migration, and to end it.
             assert!(
-                asked.elapsed() < Duration::from_secs(3),
+                asked.elapsed() < Duration::from_secs(if hangs { 7 } else { 3 }),
                 "{:?}",
                 asked.elapsed()
             );
@@ -317,8 +323,9 @@ fn fate(random: &mut Random, trouble: u64) -> Fate {
     if random.below(10) >= trouble * 4 {
         return Fate::Good;
     }
-    match random.below(9) {
+    match random.below(10) {
         0 => Fate::Refused,
+        8 => Fate::Hangs,
         1 | 2 => Fate::Breaks(random.below(12)),
         3 => Fate::Stalls,
         4 => Fate::AlwaysStalls,
@@ -540,12 +547,14 @@ impl Hypervisor for SimHypervisor {
             guest.under_way = true;
             guest.stopped = false;
             guest.starts += 1;
+            guest.closed = false;
             guest.abort.send_replace(false);
             let text = format!("{} starts, {:?}", guest.name, guest.fate);
             state.say(&text);
             number
         };
-        Ok(Box::pin(async move {
+        // Goes on also when nobody waits for it any more.
+        let migrating = tokio::spawn(async move {
             let result = migration(&world, number, &options).await;
             let mut state = world.lock();
             state.guests[number].under_way = false;
@@ -554,6 +563,12 @@ impl Hypervisor for SimHypervisor {
                 state.say(&text);
             }
             result
+        });
+        Ok(Box::pin(async move {
+            match migrating.await {
+                Ok(result) => result,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
         }))
     }
     fn abort_job(&self, uuid: Uuid, _: &AtomicBool) -> Result<(), LibvirtError> {
@@ -632,6 +647,12 @@ async fn copy(world: &World, number: usize, options: &MigrateOptions) -> Result<
     world.pause(5, 400).await;
     if fate == Fate::Refused {
         return Err(Stop::DestinationDied);
+    }
+    if fate == Fate::Hangs {
+        world.pause(1_000, 150_000).await;
+    }
+    if world.lock().guests[number].closed {
+        return Err(Stop::TunnelBroke);
     }
     world.lock().place(number, Here::Running, Here::Incoming);
     let tell = |event| world.lock().tell(event);
@@ -890,6 +911,9 @@ impl Session for SimSession {
     }
     fn release_member(&self, member: usize) {
         self.release_some(|one| one == member);
+    }
+    fn close_socket(&self, member: usize) {
+        self.world.lock().guests[member].closed = true;
     }
     fn restart_member(&self, member: usize) {
         let state = self.world.lock();
