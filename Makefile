@@ -5,6 +5,12 @@ BENCH   ?=
 # The same of the measurement of preparing, such as PREPARED='--guests idle --repetitions 5'.
 PREPARED ?=
 SCAN_COST ?=
+SWITCHOVER ?=
+POSTCOPY ?=
+LEAKS ?=
+# Which cells of the fault matrix, such as FAULTS='--cells link-cut,:barrier,source-qemu:finish', or
+# FAULTS='--resume --cells ...' to run these again and keep the others.
+FAULTS  ?=
 # Which guests are recorded (debian or demo), where recorded streams are, one directory a mix, and
 # options of recording and replaying, such as RECORD='--memory 1024 --redis-data 300',
 # REPLAY='--ablation --link 100mbit --link 1gbit' and ABLATION='--sets debian --repetitions 3'.
@@ -23,7 +29,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian lint demo bench prepared scan-cost record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover postcopy simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,11 +69,15 @@ test: lint stage-tests ## everything: unit, property, session and lab tests with
 	else \
 	    $(CARGO) test --workspace --locked --exclude vmgang-lab --exclude vmgang-e2e && \
 	    $(CARGO) test --locked -p vmgang-lab -p vmgang-e2e -- --test-threads=1 \
-	        --skip every_role_serves_moves; \
+	        --skip every_role_serves_moves --skip slowly_; \
 	fi
 
 test-debian: stage ## the lab's Debian guests: four roles boot, serve, move and notice damage
 	$(CARGO) nextest run --locked -p vmgang-lab --ignore-default-filter -E 'binary(debian)'
+
+test-slow: stage-tests ## what takes QEMU minutes: a guest that is slowed down until it converges
+	$(CARGO) nextest run --workspace --locked --ignore-default-filter \
+	    -E 'package(vmgang-e2e) & test(slowly_)'
 
 demo: stage ## four guests move together from one host to another, beside stock virsh
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
@@ -81,9 +91,31 @@ prepared: stage ## what preparing saves, and what is saved by what is there alre
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/prepared" --json "$(CARGO_TARGET_DIR)/prepared.json" $(PREPARED)
 
+switchover: stage ## pauses and spread by way of letting a gang go, and what holding costs (SWITCHOVER)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/switchover" --json "$(CARGO_TARGET_DIR)/switchover.json" $(SWITCHOVER)
+
+postcopy: stage ## how long guests wait for pages after a switch to post-copy (POSTCOPY)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/postcopy" --json "$(CARGO_TARGET_DIR)/postcopy.json" $(POSTCOPY)
+
+# As many seeds as nobody waits for in `make test`; SEED=N replays one and shows what happened.
+SEEDS ?= 100000
+simulate: setup ## jobs in a made-up world in which everything breaks, by the seed (SEEDS, SEED)
+	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --release --locked -p vmgang-service --test simulation \
+	    whatever -- --nocapture
+
+leaks: stage ## many migrations back and forth; what the daemons hold must not grow (LEAKS)
+	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-e2e
+	@"$(CARGO_TARGET_DIR)/release/leaks" $(LEAKS)
+
 scan-cost: stage ## what periodic scans cost the guests that are scanned (SCAN_COST)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/scan_cost" $(SCAN_COST)
+
+# Far too long for every change: about an hour. Checked arithmetic, as in the tests.
+fault-matrix: stage-tests ## what becomes of guests when things break: docs/fault-matrix.md (FAULTS)
+	@"$(CARGO_TARGET_DIR)/debug/fault_matrix" --results "$(CARGO_TARGET_DIR)/fault-matrix.jsonl" $(FAULTS)
 
 # Inputs found on the way stay in the build directory; tests/corpus has the seeds.
 FUZZ_SECONDS ?= 60

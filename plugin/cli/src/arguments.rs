@@ -31,6 +31,20 @@ pub enum Command {
         /// Id of the job or stage, or the beginning of it
         job: String,
     },
+    /// Switch a running job to post-copy now (it was started with --postcopy, --timeout-postcopy or
+    /// --on-stall postcopy)
+    Postcopy {
+        /// Id of the job, or the beginning of it
+        job: String,
+    },
+    /// Change how much of the network a running job uses
+    Bandwidth {
+        /// Id of the job, or the beginning of it
+        job: String,
+        /// At most so much; 0 is no limit
+        #[arg(value_name = "MIB/S")]
+        mib_per_s: u64,
+    },
     /// Show ended jobs, or what became of one
     History(HistoryOptions),
 }
@@ -124,9 +138,16 @@ pub struct MigrateOptions {
     /// Use at most so much of the network
     #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..))]
     pub bandwidth: Option<u64>,
-    /// Abort if the gang (of a large one, each wave of it) is not ready to switch over after so many seconds
+    /// Abort if the gang is not ready to switch over after so many seconds
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
+    /// After --timeout suspend the guests, so that they converge, instead of aborting; they run
+    /// again at the destination
+    #[arg(long, requires = "timeout", conflicts_with = "timeout_postcopy")]
+    pub timeout_suspend: bool,
+    /// After --timeout go to post-copy instead of aborting
+    #[arg(long, requires = "timeout")]
+    pub timeout_postcopy: bool,
     /// Where the destination's vmgangd listens [default: the destination's host, port 16520]
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<String>,
@@ -142,6 +163,43 @@ pub struct MigrateOptions {
     /// What a member's failure before the switchover does to the others
     #[arg(long, value_name = "WHAT", default_value = "abort")]
     pub on_failure: OnFailure,
+    /// What is done about a member that dirties memory as fast as it can be sent: its guest is slowed
+    /// down, it goes to post-copy, it is left here, or all is aborted
+    #[arg(long, value_name = "WHAT", default_value = "throttle")]
+    pub on_stall: OnStall,
+    /// Let members go all at once, one by one (each with the whole link for its last pass), or each
+    /// as soon as it is ready [default: together, if no more members than --concurrency]
+    #[arg(long, value_name = "HOW")]
+    pub switchover: Option<Switchover>,
+    /// Members under way at once; of more, the next one begins when one is done [default: 12]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub concurrency: Option<u64>,
+    /// Go to post-copy after the first pass: guests go on at the destination and fetch the rest of
+    /// their memory from here. If the link breaks then, they stop until --postcopy-resume
+    #[arg(long)]
+    pub postcopy: bool,
+    /// Go on with a post-copy that a broken link has stopped
+    #[arg(long, conflicts_with_all = ["postcopy", "timeout_postcopy"])]
+    pub postcopy_resume: bool,
+    /// Send each member's pages over so many connections of QEMU (multifd)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub parallel: Option<u64>,
+    /// Let QEMU slow guests down from the start, as in virsh
+    #[arg(long)]
+    pub auto_converge: bool,
+    /// Before the move let each guest give up the memory it does not need, through its memory balloon,
+    /// and give it back after
+    #[arg(long)]
+    pub balloon: bool,
+    /// Migrate also where libvirt cannot tell that the disks are safe
+    #[arg(long = "unsafe")]
+    pub unsafe_disks: bool,
+    /// Refused: disks are not moved; use storage that both hosts share
+    #[arg(long, hide = true)]
+    pub copy_storage_all: bool,
+    /// Refused: disks are not moved; use storage that both hosts share
+    #[arg(long, hide = true)]
+    pub copy_storage_inc: bool,
     /// Ways of saving bytes: comma list of uniform, page, rehash, delta, similar, sub-page, zstd; or
     /// default, all, or none
     #[arg(long, value_name = "LIST")]
@@ -158,6 +216,42 @@ pub struct MigrateOptions {
 pub enum OnFailure {
     Abort,
     Continue,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStall {
+    Throttle,
+    Postcopy,
+    Leave,
+    Abort,
+}
+
+impl OnStall {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnStall::Throttle => "throttle",
+            OnStall::Postcopy => "postcopy",
+            OnStall::Leave => "leave",
+            OnStall::Abort => "abort",
+        }
+    }
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switchover {
+    Together,
+    Staggered,
+    Free,
+}
+
+impl Switchover {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Switchover::Together => "together",
+            Switchover::Staggered => "staggered",
+            Switchover::Free => "free",
+        }
+    }
 }
 
 impl MigrateOptions {
@@ -267,8 +361,16 @@ mod tests {
     #[test]
     fn what_it_cannot_do_is_refused_by_name() {
         for (line, named) in [
-            ("vmgang migrate web b --postcopy", "--postcopy"),
-            ("vmgang migrate web b --switchover free", "--switchover"),
+            ("vmgang migrate web b --zerocopy", "--zerocopy"),
+            ("vmgang migrate web b --switchover soon", "soon"),
+            ("vmgang migrate web b --on-stall hope", "hope"),
+            ("vmgang migrate web b --timeout-suspend", "--timeout"),
+            ("vmgang migrate web b --concurrency 0", "--concurrency"),
+            (
+                "vmgang migrate web b --postcopy --postcopy-resume",
+                "--postcopy",
+            ),
+            ("vmgang bandwidth 12ab", "MIB/S"),
             ("vmgang migrate web b --timeout 0", "--timeout"),
             ("vmgang migrate web b --on-failure hope", "hope"),
             ("vmgang migrate --all --domains a b", "--domains"),

@@ -1,4 +1,4 @@
-//! `vmgang status`, `abort` and `history`: jobs that run, and jobs that ended.
+//! `vmgang status` and `history`: jobs that run, and jobs that ended.
 
 use serde_json::json;
 use zbus::Connection;
@@ -72,26 +72,6 @@ pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::
         }
     }
     print!("{}", stage::table(&stages));
-    Ok(exit::MIGRATED)
-}
-
-pub async fn abort(connection: &Connection, id: &str) -> anyhow::Result<u8> {
-    let manager = proxies::manager(connection).await?;
-    let stages = stage::list(&manager).await?;
-    if let Some(found) = stage::find(&stages, id) {
-        manager.abort_stage(&found.id).await?;
-        println!(
-            "Dropped the stage {} of the gang '{}'.",
-            found.id, found.gang
-        );
-        return Ok(exit::MIGRATED);
-    }
-    let job = proxies::find_job(connection, id).await?;
-    proxies::job(connection, &job.0).await?.abort().await?;
-    println!(
-        "Asked the job {} to abort; `vmgang status {} --watch` shows how it ends.",
-        job.1, job.1
-    );
     Ok(exit::MIGRATED)
 }
 
@@ -186,11 +166,16 @@ async fn describe(connection: &Connection, job: &JobLine) -> anyhow::Result<serd
         .members
         .iter()
         .map(|member| {
-            json!({
+            let mut described = json!({
                 "name": member.name, "state": member.state, "memory_bytes": member.memory_bytes,
                 "total_bytes": member.total_bytes, "remaining_bytes": member.remaining_bytes,
-                "qemu_stream_bytes": member.qemu_stream_bytes,
-            })
+                "qemu_stream_bytes": member.qemu_stream_bytes, "throttled": member.throttled,
+            });
+            if member.dirtied_per_s > 0 {
+                described["dirtied_per_s"] = json!(member.dirtied_per_s);
+                described["carried_per_s"] = json!(member.carried_per_s);
+            }
+            described
         })
         .collect();
     Ok(json!({

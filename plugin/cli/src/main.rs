@@ -2,6 +2,7 @@
 //! Must not talk to libvirt or to peers.
 
 mod arguments;
+mod control;
 mod estimate;
 mod gang;
 mod heat_map;
@@ -48,7 +49,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Prepare(options) => stage::prepare(&connection, options).await,
         Command::Migrate(options) => migrate::run(&connection, options).await,
         Command::Status(options) => history::status(&connection, options).await,
-        Command::Abort { job } => history::abort(&connection, &job).await,
+        Command::Abort { job } => control::abort(&connection, &job).await,
+        Command::Postcopy { job } => control::post_copy(&connection, &job).await,
+        Command::Bandwidth { job, mib_per_s } => {
+            control::bandwidth(&connection, &job, mib_per_s).await
+        }
         Command::History(options) => history::history(&connection, options).await,
     }
 }

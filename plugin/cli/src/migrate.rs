@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use zbus::{Connection, OwnedObjectPath, Variant};
 
-use crate::arguments::{MigrateOptions, OnFailure};
+use crate::arguments::{MigrateOptions, OnFailure, OnStall};
 use crate::exit;
 use crate::progress::{self, Display, Snapshot};
 use crate::proxies::{self, JobProxy};
@@ -64,6 +64,15 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
         ("persistent", options.persistent),
         ("undefinesource", options.undefinesource),
         ("suspend", options.suspend),
+        ("timeout-suspend", options.timeout_suspend),
+        ("timeout-postcopy", options.timeout_postcopy),
+        ("postcopy", options.postcopy),
+        ("postcopy-resume", options.postcopy_resume),
+        ("auto-converge", options.auto_converge),
+        ("balloon", options.balloon),
+        ("unsafe", options.unsafe_disks),
+        ("copy-storage-all", options.copy_storage_all),
+        ("copy-storage-inc", options.copy_storage_inc),
     ] {
         if on {
             dictionary.insert(name, Variant::from(true));
@@ -72,6 +81,8 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
     for (name, number) in [
         ("bandwidth", options.bandwidth),
         ("timeout", options.timeout),
+        ("concurrency", options.concurrency),
+        ("parallel", options.parallel),
     ] {
         if let Some(number) = number {
             dictionary.insert(name, Variant::from(number));
@@ -84,6 +95,12 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
     }
     if options.on_failure == OnFailure::Continue {
         dictionary.insert("on-failure", Variant::from("continue"));
+    }
+    if options.on_stall != OnStall::Throttle {
+        dictionary.insert("on-stall", Variant::from(options.on_stall.as_str()));
+    }
+    if let Some(switchover) = options.switchover {
+        dictionary.insert("switchover", Variant::from(switchover.as_str()));
     }
     dictionary
 }

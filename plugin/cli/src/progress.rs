@@ -22,9 +22,26 @@ pub struct Member {
     pub remaining_bytes: u64,
     pub memory_bytes: u64,
     pub qemu_stream_bytes: u64,
+    /// While it does not converge: how fast its guest dirties memory, and how fast that is sent.
+    pub dirtied_per_s: u64,
+    pub carried_per_s: u64,
+    /// QEMU slows its guest down.
+    pub throttled: bool,
 }
 
 impl Member {
+    /// What is wrong with it, if anything.
+    pub fn trouble(&self) -> Option<String> {
+        if self.dirtied_per_s > 0 {
+            return Some(format!(
+                "dirties {}/s, {}/s can be sent",
+                text::bytes(self.dirtied_per_s),
+                text::bytes(self.carried_per_s)
+            ));
+        }
+        self.throttled.then(|| "slowed down".to_owned())
+    }
+
     /// Whether libvirt has said yet how much there is: that comes after a second.
     fn measured(&self) -> bool {
         self.total_bytes > 0 || matches!(self.state.as_str(), "migrated" | "switching")
@@ -33,7 +50,7 @@ impl Member {
     /// How far it is, in a thousand.
     fn permille(&self) -> u64 {
         match self.state.as_str() {
-            "waiting" => 0,
+            "waiting" | "ballooning" => 0,
             "migrated" => 1000,
             "switching" => 999,
             _ if self.total_bytes == 0 => 0,
@@ -78,7 +95,9 @@ impl Snapshot {
             .iter()
             .map(|member| {
                 let percent = percent(member.measured(), member.permille());
-                format!("{} {}{percent}", member.name, member.state)
+                let trouble = member.trouble().map(|trouble| format!(" ({trouble})"));
+                let trouble = trouble.unwrap_or_default();
+                format!("{} {}{percent}{trouble}", member.name, member.state)
             })
             .collect();
         // Before the first guest sends, the daemons have only greeted each other.
@@ -141,6 +160,12 @@ fn members(progress: &Dictionary) -> Vec<Member> {
             remaining_bytes: number(member, "remaining_bytes"),
             memory_bytes: number(member, "memory_bytes"),
             qemu_stream_bytes: number(member, "qemu_stream_bytes"),
+            dirtied_per_s: number(member, "dirtied_per_s"),
+            carried_per_s: number(member, "carried_per_s"),
+            throttled: matches!(
+                member.get("throttled").map(|value| &**value),
+                Some(Variant::Bool(true))
+            ),
         })
         .collect()
 }
@@ -211,11 +236,13 @@ impl Bars {
         for (bar, member) in self.bars.iter().zip(&snapshot.members) {
             bar.set_prefix(shortened(&member.name));
             bar.set_position(member.permille());
-            bar.set_message(format!(
-                "{:9} {}",
-                member.state,
-                text::bytes(member.qemu_stream_bytes)
-            ));
+            let sent = text::bytes(member.qemu_stream_bytes);
+            let beside = match (member.dirtied_per_s, member.throttled) {
+                (0, false) => sent,
+                (0, true) => "slowed down".to_owned(),
+                (dirtied, _) => format!("dirties {}/s", text::bytes(dirtied)),
+            };
+            bar.set_message(format!("{:9} {beside}", member.state));
         }
         if let Some(gang) = self.bars.last() {
             gang.set_prefix("gang");
@@ -263,11 +290,18 @@ mod tests {
             elapsed_ms: 1500,
             qemu_stream_bytes: 2048,
             wire_bytes: 1024,
-            members: vec![member("a", "copying", 500), member("b", "migrated", 0)],
+            members: vec![
+                Member {
+                    dirtied_per_s: 3 << 20,
+                    carried_per_s: 1 << 20,
+                    ..member("a", "copying", 500)
+                },
+                member("b", "migrated", 0),
+            ],
         };
         assert_eq!(
             snapshot.line(),
-            "1.5 s running 74% wire 1.00 KiB of 2.00 KiB: a copying 49%, b migrated 100%"
+            "1.5 s running 74% wire 1.00 KiB of 2.00 KiB: a copying 49% (dirties 3.00 MiB/s, 1.00 MiB/s can be sent), b migrated 100%"
         );
         assert_eq!(Snapshot::default().permille(), 0);
 

@@ -53,6 +53,10 @@ pub trait Manager {
 pub trait Job {
     #[zbus(allow_interactive_auth)]
     fn abort(&self) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn set_bandwidth(&self, mib_per_second: u64) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn start_post_copy(&self) -> zbus::Result<()>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn state(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "false"))]

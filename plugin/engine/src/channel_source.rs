@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use vmgang_dedup::Member;
-use vmgang_stream::{ReturnPath, Tokenizer};
+use vmgang_stream::{ConnectionKind, PAGE_BYTES, ReturnPath, Tokenizer};
 use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 
 use crate::chunk::Chunk;
@@ -26,6 +26,7 @@ use crate::gate::{
     ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle,
 };
 use crate::network::QemuConnection;
+use crate::passes::{Passes, Seen};
 use crate::source::{Shared, SourceEvent};
 
 /// Room for a chunk and for the longest unit the tokenizer may leave behind.
@@ -157,7 +158,7 @@ impl Channel {
         let (identified, unordered) = mpsc::unbounded_channel();
         tokio::try_join!(
             self.read_stream(shared, reader, shape, &encoder, identified),
-            order_chunks(shared, &self.port, shape, &encoder, unordered),
+            order_chunks(shared, self.member, &self.port, shape, &encoder, unordered),
         )?;
         if self.main && !shape.may_end.load(Relaxed) {
             return Err(ChannelError::CutShort);
@@ -178,10 +179,13 @@ impl Channel {
     ) -> Result<(), ChannelError> {
         let member = self.member;
         let mut tokenizer = Tokenizer::new();
-        let mut watch = MainStream {
+        let mut watch = StreamWatch {
             main: self.main,
+            passes: Passes::default(),
+            pages: 0,
             first_pass_done: false,
             unreadable: false,
+            gone: false,
             stopped: None,
         };
         let mut released = shared.gate.released(member);
@@ -192,12 +196,19 @@ impl Channel {
         let mut last_read = CHUNK_BYTES;
         loop {
             let mut limit = CHUNK_BYTES;
-            let mut urgent = watch.stopped.is_some();
+            // A guest waits for each page that it has requested.
+            let requested = tokenizer.kind() == ConnectionKind::Preempt;
+            let mut urgent = requested || shared.gate.is_stopped(member);
             if !urgent {
-                shared.gate.give_way().await;
+                shared.gate.give_way(member).await;
+                if watch.must_wait(shared, member, &tokenizer) {
+                    shared.gate.until_held_or_released(member).await;
+                }
                 if shared.gate.holds(member) {
                     urgent = watch.first_pass_done;
-                    if watch.trickles(&tokenizer, chunk.bytes.len(), last_read) {
+                    let trickles = self.main
+                        && watch.trickles(shared, member, &tokenizer, chunk.bytes.len(), last_read);
+                    if trickles {
                         limit = HELD_IDLE_BYTES;
                         let release = released.wait_for(|released| *released);
                         if timeout(HELD_PAUSE, release).await.is_ok() {
@@ -228,6 +239,7 @@ impl Channel {
                 let full = std::mem::replace(&mut chunk, next);
                 let full = InFlight {
                     chunk: full,
+                    requested,
                     _place: place,
                 };
                 let _ = identified.send(identify(shared, encoder, full));
@@ -244,6 +256,8 @@ impl Channel {
 /// A chunk, and its place among those of its channel that are on their way.
 struct InFlight {
     chunk: Chunk,
+    /// Guests wait for its pages.
+    requested: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -273,24 +287,49 @@ fn identify(
     shared.workers.run(work)
 }
 
-/// What a member's main stream has shown so far.
-struct MainStream {
+/// What a member's stream has shown so far.
+struct StreamWatch {
     main: bool,
+    passes: Passes,
+    /// If it is not the main one.
+    pages: u64,
     first_pass_done: bool,
     unreadable: bool,
+    /// Its guest has stopped here.
+    gone: bool,
+    /// For as long as it does not run anywhere.
     stopped: Option<StoppedGuest>,
 }
 
-impl MainStream {
+/// A member that is to be held and has no acknowledgement to hold it by is not read from behind so
+/// much of its first pass, in 16ths.
+const HELD_IN_FIRST_PASS: u64 = 15;
+
+impl StreamWatch {
     /// Reports what the last chunk has shown.
     fn look(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer, shape: &Shape) {
         let progress = tokenizer.progress();
+        if !self.main {
+            self.look_beside(shared, member, tokenizer, shape);
+            return;
+        }
+        let beside = shared.gate.pages_beside(member);
+        match self.passes.look(progress, beside, Instant::now()) {
+            Seen::FirstPass { pages, of } => shared.gate.first_pass(member, pages, of),
+            Seen::Passed { sent_bytes, took } => shared.report(SourceEvent::PassDone {
+                member,
+                sent_bytes,
+                took,
+            }),
+            Seen::Nothing => {}
+        }
         if progress.first_pass_done() && !self.first_pass_done {
             self.first_pass_done = true;
             shared.first_pass_done(member);
         }
-        if progress.guest_stopped() && self.stopped.is_none() {
-            self.stopped = Some(shared.gate.guest_stopped());
+        if progress.guest_stopped() && !self.gone {
+            self.gone = true;
+            self.stopped = Some(shared.gate.guest_stopped(member));
             shape.stopped.send_replace(true);
             shape.may_end.store(true, Relaxed);
             shared.live.guest_stopped(member);
@@ -299,19 +338,77 @@ impl MainStream {
                 at: Instant::now().into_std(),
             });
         }
-        if self.main && tokenizer.is_opaque() && !self.first_pass_done && !self.unreadable {
+        if progress.post_copy() && self.stopped.take().is_some() {
+            // The guest runs again, elsewhere.
+            shared.post_copy_begins();
+        }
+        // Without flushes of its own, QEMU before 8.1 does not tell where passes end.
+        let no_passes = beside > 0 && !progress.multifd();
+        let lost = tokenizer.is_opaque() || no_passes;
+        if lost && !self.first_pass_done && !self.unreadable {
             self.unreadable = true;
             shape.may_end.store(true, Relaxed);
             shared.report(SourceEvent::Unreadable { member });
         }
     }
 
+    /// Counts the pages of a connection that is not the main one.
+    fn look_beside(
+        &mut self,
+        shared: &Shared,
+        member: usize,
+        tokenizer: &Tokenizer,
+        shape: &Shape,
+    ) {
+        let progress = tokenizer.progress();
+        let pages = progress.zero_records() + progress.page_records();
+        let more = pages - std::mem::replace(&mut self.pages, pages);
+        // Requested pages are of no pass.
+        if more > 0 && tokenizer.kind() != ConnectionKind::Preempt {
+            shared.gate.add_pages_beside(member, more);
+        }
+        if shared.gate.is_stopped(member) {
+            shape
+                .stopped
+                .send_if_modified(|stopped| !std::mem::replace(stopped, true));
+        }
+    }
+
+    /// Whether reading on could let the member switch over although it is to be held: its
+    /// destination has sent no acknowledgement that could be withheld.
+    fn must_wait(&mut self, shared: &Shared, member: usize, tokenizer: &Tokenizer) -> bool {
+        let progress = tokenizer.progress();
+        let pages = progress.zero_records() + progress.page_records();
+        let sent = (pages + shared.gate.pages_beside(member)) * PAGE_BYTES as u64;
+        let near_end =
+            progress.total_bytes() > 0 && sent >= progress.total_bytes() / 16 * HELD_IN_FIRST_PASS;
+        let waits = self.main
+            && !self.first_pass_done
+            && !self.unreadable
+            && near_end
+            && shared.gate.wants_hold(member);
+        if waits {
+            shared.report(SourceEvent::HeldInFirstPass { member });
+        }
+        waits
+    }
+
     /// Whether a held QEMU makes nothing but empty passes now, as far as can be told.
-    fn trickles(&self, tokenizer: &Tokenizer, unread: usize, last_read: usize) -> bool {
+    fn trickles(
+        &self,
+        shared: &Shared,
+        member: usize,
+        tokenizer: &Tokenizer,
+        unread: usize,
+        last_read: usize,
+    ) -> bool {
         if self.unreadable {
             return last_read < UNREADABLE_IDLE_BYTES;
         }
-        self.first_pass_done && is_idle(tokenizer.progress(), unread)
+        let beside = shared.gate.pages_beside(member);
+        self.first_pass_done
+            && is_idle(tokenizer.progress(), unread)
+            && !self.passes.any_since(beside)
     }
 }
 
@@ -319,6 +416,7 @@ impl MainStream {
 /// frames built.
 async fn order_chunks(
     shared: &Arc<Shared>,
+    member: usize,
     port: &ChannelPort,
     shape: &Shape,
     encoder: &Arc<ChannelEncoder>,
@@ -330,15 +428,17 @@ async fn order_chunks(
         // Chunks that were read before another guest stopped come after it all the same, until
         // this one's has stopped, too: two that gave way to each other would both wait.
         let mut stopped = shape.stopped.subscribe();
-        if !*stopped.borrow() {
+        if !*stopped.borrow() && !full.requested {
             tokio::select! {
                 biased;
-                () = shared.gate.give_way() => {}
+                () = shared.gate.give_way(member) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
             }
         }
         let bytes = full.chunk.bytes.len();
         let permits = bytes as u32;
+        let contended = || shared.backlog.available_permits() < bytes;
+        shared.gate.pace(member, contended).await;
         let charge = bytes.max(FRAME_CREDIT_BYTES_MIN);
         let session_ended = |_| ChannelError::Session;
         port.credit
@@ -346,8 +446,11 @@ async fn order_chunks(
             .await
             .map_err(session_ended)?
             .forget();
-        let mut backlog = shared
-            .backlog
+        let backlog = match full.requested {
+            true => &shared.requested_backlog,
+            false => &shared.backlog,
+        };
+        let mut backlog = backlog
             .clone()
             .acquire_many_owned(permits)
             .await

@@ -24,6 +24,10 @@ pub(crate) enum Piece {
         fill: u8,
         count: usize,
     },
+    Addresses {
+        address: u64,
+        count: usize,
+    },
     Uniform {
         place: Place,
         fill: u8,
@@ -120,6 +124,7 @@ impl Chunk {
                     fill,
                     count,
                 },
+                Token::Addresses { address, count } => Piece::Addresses { address, count },
                 Token::Page { address, .. } => page(Place::Record { address }),
                 Token::Body(_) => page(Place::Body),
             };

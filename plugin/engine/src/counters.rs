@@ -157,10 +157,10 @@ impl Live {
         }
     }
 
-    pub(crate) fn first_pass_done(&self, member: usize) {
-        if let Some(member) = self.members.get(member) {
-            member.first_pass_done.store(true, Relaxed);
-        }
+    /// True the first time.
+    pub(crate) fn first_pass_done(&self, member: usize) -> bool {
+        let member = self.members.get(member);
+        member.is_some_and(|member| !member.first_pass_done.swap(true, Relaxed))
     }
 
     pub(crate) fn guest_stopped(&self, member: usize) {

@@ -330,6 +330,7 @@ fn apply(
     match *operation {
         Operation::Opaque(bytes) => out.extend_from_slice(bytes),
         Operation::Zero { address, fill } => rebuild::zero_record(out, address, fill),
+        Operation::Address { address } => rebuild::address(out, address),
         Operation::Keep { slot, page } => window.define(Slot(slot), page)?,
         Operation::Page { place, content } => {
             if let Place::Record { address } = place {

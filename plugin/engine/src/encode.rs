@@ -210,6 +210,7 @@ impl ChannelEncoder {
                     fill,
                     count,
                 } => payload.zeros(address, fill, count),
+                Piece::Addresses { address, count } => payload.addresses(address, count),
                 Piece::Uniform { place, fill } => payload.page(place, Content::Uniform { fill }),
                 Piece::Page {
                     start,

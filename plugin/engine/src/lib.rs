@@ -36,6 +36,7 @@ mod offer;
 mod offering;
 mod order;
 mod page_key;
+mod passes;
 mod peer;
 mod pool;
 mod runtime_dir;

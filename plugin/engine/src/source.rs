@@ -51,6 +51,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that may wait for the link. More would hide from QEMU how fast it is, and make
 /// the last pass of a stopped guest queue behind everybody else's.
 pub(crate) const BACKLOG_BYTES: usize = 2 * 1024 * 1024;
+/// In post-copy, when guests wait for pages behind it: a few milliseconds of a link of 1 Gbit/s. No
+/// chunk is larger.
+const POST_COPY_BACKLOG_BYTES: usize = 512 * 1024;
 /// More than that where many workers build at the same time, but never more than this.
 const BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -122,6 +125,15 @@ pub enum SourceEvent {
     ChannelOpened { member: usize },
     /// Every page has been sent once.
     FirstPassDone { member: usize },
+    /// A pass over what was dirtied in the pass before has ended; it has sent so much guest memory.
+    PassDone {
+        member: usize,
+        sent_bytes: u64,
+        took: Duration,
+    },
+    /// The destination has sent no acknowledgement that could be withheld, so the member is held by
+    /// not reading on near the end of its first pass.
+    HeldInFirstPass { member: usize },
     /// The member's stream is not understood (any more) before its first pass has ended: the
     /// end of that pass will not be seen.
     Unreadable { member: usize },
@@ -147,6 +159,11 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: FrameQueue,
     pub(crate) backlog: Arc<Semaphore>,
+    /// The same for pages that guests wait for.
+    pub(crate) requested_backlog: Arc<Semaphore>,
+    /// The first post-copy makes the backlog small, to its end.
+    post_copy: AtomicBool,
+    backlog_bytes: usize,
     offering: Offering,
     members: usize,
     /// Members that have sent every page once.
@@ -171,11 +188,28 @@ impl Shared {
 
     /// A member has sent every page once.
     pub(crate) fn first_pass_done(&self, member: usize) {
-        self.live.first_pass_done(member);
-        if self.first_passes.fetch_add(1, Relaxed) + 1 == self.members {
+        self.gate.first_pass_done(member);
+        // Not if its migration had to begin anew.
+        let first = self.live.first_pass_done(member);
+        if first && self.first_passes.fetch_add(1, Relaxed) + 1 == self.members {
             self.order().clear_expectations();
         }
         self.report(SourceEvent::FirstPassDone { member });
+    }
+
+    /// A guest runs at the destination and fetches its memory from here: what waits for the link
+    /// must not be much any more.
+    pub(crate) fn post_copy_begins(&self) {
+        if self.post_copy.swap(true, Relaxed) {
+            return;
+        }
+        let surplus = self.backlog_bytes.saturating_sub(POST_COPY_BACKLOG_BYTES) as u32;
+        let backlog = self.backlog.clone();
+        tokio::spawn(async move {
+            if let Ok(permits) = backlog.acquire_many_owned(surplus).await {
+                permits.forget();
+            }
+        });
     }
 
     pub(crate) fn report(&self, event: SourceEvent) {
@@ -371,6 +405,7 @@ impl SourceSession {
         if let Some(census) = scanned.census() {
             order.expect(census);
         }
+        let backlog_bytes = ((workers + 2) * CHUNK_BYTES).clamp(BACKLOG_BYTES, BACKLOG_BYTES_MAX);
         let shared = Arc::new(Shared {
             common: Common {
                 digest: FrameDigest::new(&key),
@@ -389,9 +424,10 @@ impl SourceSession {
             queue,
             first_passes: AtomicUsize::new(0),
             members,
-            backlog: Arc::new(Semaphore::new(
-                ((workers + 2) * CHUNK_BYTES).clamp(BACKLOG_BYTES, BACKLOG_BYTES_MAX),
-            )),
+            backlog: Arc::new(Semaphore::new(backlog_bytes)),
+            requested_backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
+            post_copy: AtomicBool::new(false),
+            backlog_bytes,
             channels: Mutex::new(HashMap::new()),
             open_channels: AtomicUsize::new(0),
             next_channel: AtomicU32::new(0),
@@ -426,6 +462,7 @@ impl SourceSession {
             // Closes every channel and listener: QEMU goes on at the source.
             accepting.shutdown().await;
             session.backlog.close();
+            session.requested_backlog.close();
             session.offering.close();
             lock(&session.channels).clear();
             lock(&session.outcomes).clear();
@@ -460,6 +497,17 @@ impl SourceSession {
     /// Lets one member switch over.
     pub fn release_member(&self, member: usize) {
         self.shared.gate.release(member);
+    }
+
+    /// The member's migration has failed and begins anew: it is held as before.
+    pub fn restart_member(&self, member: usize) {
+        self.shared.gate.restart(member);
+    }
+
+    /// Nobody connects to the member's socket any more; a connection there is already stays.
+    pub fn close_socket(&self, member: usize) {
+        // It may be gone; that is what is wanted.
+        let _ = std::fs::remove_file(self.sockets.socket(member));
     }
 
     /// Caps what is written to the peer.
@@ -543,7 +591,6 @@ pub(crate) fn session_key(network: &dyn Network) -> DigestKey {
 /// Accepts a member's connections and serves each until it ends.
 async fn accept(shared: Arc<Shared>, member: usize, mut listener: Box<dyn QemuListener>) {
     let mut channels = JoinSet::new();
-    let mut connected = false;
     loop {
         while channels.try_join_next().is_some() {}
         let connection = match listener.accept().await {
@@ -558,8 +605,10 @@ async fn accept(shared: Arc<Shared>, member: usize, mut listener: Box<dyn QemuLi
             tracing::warn!(member, "refused a connection: too many in this session");
             continue;
         }
-        // Opened here, not in the task: QEMU tells its connections apart by their order.
-        let main = !std::mem::replace(&mut connected, true);
+        while channels.try_join_next().is_some() {}
+        // Opened here, not in the task: QEMU tells its connections apart by their order. With all
+        // of them gone, a migration begins anew.
+        let main = channels.is_empty();
         let channel = Channel::open(&shared, member, main);
         channels.spawn(channel.serve(shared.clone(), connection));
     }

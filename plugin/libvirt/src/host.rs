@@ -22,6 +22,8 @@ const KEEPALIVE_COUNT: u32 = 5;
 /// The first libvirt and QEMU that let the caller say how fast the link is at the switchover.
 const SWITCHOVER_RATE_LIBVIRT: u32 = 11_001_000;
 const SWITCHOVER_RATE_QEMU: u32 = 8_002_000;
+/// The first QEMU whose post-copy goes with multifd.
+const POST_COPY_PARALLEL_QEMU: u32 = 10_001_000;
 
 /// Whether a domain's guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,18 +289,31 @@ impl Host {
         Ok(JobStats::from_params(kind, &params))
     }
 
+    /// The daemon's version: a million for each major, a thousand for each minor one.
+    pub fn libvirt_version(&self) -> Result<u32, LibvirtError> {
+        self.connect
+            .lib_version()
+            .map_err(host_error("read the version of libvirt"))
+    }
+
     /// Whether migrations from here can be told the rate QEMU is to reckon with at the
     /// switchover ([`crate::MigrateOptions::switchover_mib_s`]).
     pub fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
-        let libvirt = self
-            .connect
-            .lib_version()
-            .map_err(host_error("read the version of libvirt"))?;
+        let libvirt = self.libvirt_version()?;
         let qemu = self
             .connect
             .hyp_version()
             .map_err(host_error("read the version of QEMU"))?;
         Ok(libvirt >= SWITCHOVER_RATE_LIBVIRT && qemu >= SWITCHOVER_RATE_QEMU)
+    }
+
+    /// Whether QEMU here can go to post-copy with pages on several connections.
+    pub fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        let qemu = self
+            .connect
+            .hyp_version()
+            .map_err(host_error("read the version of QEMU"))?;
+        Ok(qemu >= POST_COPY_PARALLEL_QEMU)
     }
 
     /// Lets the migration that runs on the domain stop the guest for so long, in milliseconds.
@@ -307,6 +322,27 @@ impl Host {
         domain
             .migrate_set_max_downtime(milliseconds, 0)
             .map_err(domain_error(&domain, "set the longest downtime of"))?;
+        Ok(())
+    }
+
+    /// Switches the migration that runs on the domain to post-copy.
+    pub fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        raw::start_post_copy(&domain).map_err(domain_error(&domain, "switch to post-copy"))
+    }
+
+    /// Lets a suspended guest go on.
+    pub fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        domain.resume().map_err(domain_error(&domain, "resume"))?;
+        Ok(())
+    }
+
+    /// Suspends the guest; during its migration this makes it converge, and it runs again at the
+    /// destination.
+    pub fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let domain = self.lookup(uuid)?;
+        domain.suspend().map_err(domain_error(&domain, "suspend"))?;
         Ok(())
     }
 

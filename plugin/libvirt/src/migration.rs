@@ -3,6 +3,8 @@
 //! A Perform call holds one of a connection's five request slots to its end, so members must
 //! not share a connection, and abort and statistics must use yet another one.
 
+use std::ffi::CStr;
+use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -12,10 +14,15 @@ use virt_sys as sys;
 
 use crate::error::LibvirtError;
 use crate::host::{Host, domain_error};
-use crate::raw;
+use crate::raw::{self, MigrateParam};
+
+// Newer than the header this crate may be built with, or not bound as text.
+const MIGRATE_URI: &CStr = c"migrate_uri";
+const BANDWIDTH_AVAIL_SWITCHOVER: &CStr = c"bandwidth.avail.switchover";
+const PARALLEL_CONNECTIONS: &CStr = c"parallel.connections";
 
 /// How one domain is to be migrated, peer to peer and live.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MigrateOptions {
     /// The destination libvirt, as the *source's* libvirtd reaches it.
     pub destination_uri: String,
@@ -27,6 +34,16 @@ pub struct MigrateOptions {
     pub undefine_source: bool,
     /// Leave the guest paused on the destination.
     pub suspend: bool,
+    /// QEMU may slow the guest down until it converges.
+    pub auto_converge: bool,
+    /// The migration can be switched to post-copy.
+    pub post_copy: bool,
+    /// It goes on where a broken post-copy has stopped.
+    pub post_copy_resume: bool,
+    /// So many connections of pages beside the main one.
+    pub parallel: Option<NonZeroU8>,
+    /// Also where libvirt cannot tell that disks are safe.
+    pub unsafe_disks: bool,
     /// The rate QEMU is to reckon with at the switchover, in MiB/s, instead of its own estimate;
     /// see [`Host::takes_switchover_rate`].
     pub switchover_mib_s: Option<u64>,
@@ -43,6 +60,21 @@ impl MigrateOptions {
         }
         if self.suspend {
             flags |= sys::VIR_MIGRATE_PAUSED;
+        }
+        if self.auto_converge {
+            flags |= sys::VIR_MIGRATE_AUTO_CONVERGE;
+        }
+        if self.post_copy || self.post_copy_resume {
+            flags |= sys::VIR_MIGRATE_POSTCOPY;
+        }
+        if self.post_copy_resume {
+            flags |= sys::VIR_MIGRATE_POSTCOPY_RESUME;
+        }
+        if self.parallel.is_some() {
+            flags |= sys::VIR_MIGRATE_PARALLEL;
+        }
+        if self.unsafe_disks {
+            flags |= sys::VIR_MIGRATE_UNSAFE;
         }
         flags
     }
@@ -110,14 +142,16 @@ fn migrate(uri: &str, domain: Uuid, options: &MigrateOptions) -> Result<(), Libv
     let migrate_uri = raw::c_string("the migration URI", &options.migrate_uri)?;
     let host = Host::open(uri)?;
     let domain = host.lookup(domain)?;
-    raw::migrate_to_uri(
-        &domain,
-        &destination,
-        &migrate_uri,
-        options.switchover_mib_s,
-        options.flags(),
-    )
-    .map_err(domain_error(&domain, "migrate"))
+    let mut params = vec![MigrateParam::Text(MIGRATE_URI, &migrate_uri)];
+    if let Some(rate) = options.switchover_mib_s {
+        params.push(MigrateParam::Number(BANDWIDTH_AVAIL_SWITCHOVER, rate));
+    }
+    if let Some(connections) = options.parallel {
+        let connections = connections.get().into();
+        params.push(MigrateParam::Integer(PARALLEL_CONNECTIONS, connections));
+    }
+    raw::migrate_to_uri(&domain, &destination, &params, options.flags())
+        .map_err(domain_error(&domain, "migrate"))
 }
 
 /// Linux keeps 15 bytes of a thread's name; a NUL would be refused.
@@ -134,19 +168,22 @@ mod tests {
 
     #[test]
     fn options_become_libvirt_flags() {
-        let mut options = MigrateOptions {
-            destination_uri: "qemu+tls://b/system".into(),
-            migrate_uri: "unix:///run/vmgang/x/0.sock".into(),
-            persistent: false,
-            undefine_source: false,
-            suspend: false,
-            switchover_mib_s: None,
-        };
+        let mut options = MigrateOptions::default();
         assert_eq!(options.flags(), 0b11);
         options.persistent = true;
         options.undefine_source = true;
         options.suspend = true;
         assert_eq!(options.flags(), 0b111011);
+        let options = MigrateOptions {
+            auto_converge: true,
+            post_copy_resume: true,
+            parallel: NonZeroU8::new(2),
+            unsafe_disks: true,
+            ..MigrateOptions::default()
+        };
+        let bits = [0, 1, 9, 13, 15, 17, 19];
+        let expected = bits.into_iter().fold(0, |flags, bit| flags | 1 << bit);
+        assert_eq!(options.flags(), expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The three libvirt calls that `virt` lacks or gets wrong, over `virt-sys`.
+//! The libvirt calls that `virt` lacks or gets wrong, over `virt-sys`.
 //!
-//! `virDomainAbortJob` is not bound; `job_stats` panics on an unexpected type and frees
+//! `virDomainAbortJob` and `virDomainMigrateStartPostCopy` are not bound; `job_stats` panics on an unexpected type and frees
 //! libvirt's memory with Rust's allocator; `migrate_to_uri3` panics on a NUL byte.
 //! Owns all `unsafe` of this crate. Must not interpret what it reads.
 
@@ -43,17 +43,25 @@ pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
     check(status)
 }
 
-/// libvirt's name for the rate QEMU is to reckon with at the switchover, in MiB/s; newer than
-/// the header this crate may be built with.
-const BANDWIDTH_AVAIL_SWITCHOVER: &CStr = c"bandwidth.avail.switchover";
+/// `virDomainMigrateStartPostCopy`: switches the migration that runs on `domain` to post-copy.
+pub(crate) fn start_post_copy(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: `domain` holds a reference on the pointer for the whole call.
+    let status = unsafe { sys::virDomainMigrateStartPostCopy(domain.as_ptr(), 0) };
+    check(status)
+}
 
-/// `virDomainMigrateToURI3` with a migration URI and, if given, the rate QEMU is to reckon with
-/// at the switchover, in MiB/s. Blocks to the end.
+/// One parameter of a migration, by libvirt's name for it.
+pub(crate) enum MigrateParam<'a> {
+    Text(&'static CStr, &'a CStr),
+    Number(&'static CStr, u64),
+    Integer(&'static CStr, c_int),
+}
+
+/// `virDomainMigrateToURI3` with these parameters. Blocks to the end.
 pub(crate) fn migrate_to_uri(
     domain: &Domain,
     destination: &CStr,
-    migrate_uri: &CStr,
-    switchover_mib_s: Option<u64>,
+    with: &[MigrateParam<'_>],
     flags: u32,
 ) -> Result<(), Error> {
     let mut params = Params {
@@ -61,27 +69,26 @@ pub(crate) fn migrate_to_uri(
         len: 0,
     };
     let mut capacity: c_int = 0;
-    // SAFETY: the three out pointers live across the call; libvirt copies both strings.
-    let status = unsafe {
-        sys::virTypedParamsAddString(
-            &mut params.array,
-            &mut params.len,
-            &mut capacity,
-            sys::VIR_MIGRATE_PARAM_URI.as_ptr(),
-            migrate_uri.as_ptr(),
-        )
-    };
-    check(status)?;
-    if let Some(rate) = switchover_mib_s {
-        // SAFETY: as above; the rate is passed by value.
+    for param in with {
+        let (array, len) = (&mut params.array, &mut params.len);
+        // SAFETY: the three out pointers live across the call; libvirt copies both strings, and
+        // numbers are passed by value.
         let status = unsafe {
-            sys::virTypedParamsAddULLong(
-                &mut params.array,
-                &mut params.len,
-                &mut capacity,
-                BANDWIDTH_AVAIL_SWITCHOVER.as_ptr(),
-                rate,
-            )
+            match *param {
+                MigrateParam::Text(name, text) => sys::virTypedParamsAddString(
+                    array,
+                    len,
+                    &mut capacity,
+                    name.as_ptr(),
+                    text.as_ptr(),
+                ),
+                MigrateParam::Number(name, number) => {
+                    sys::virTypedParamsAddULLong(array, len, &mut capacity, name.as_ptr(), number)
+                }
+                MigrateParam::Integer(name, number) => {
+                    sys::virTypedParamsAddInt(array, len, &mut capacity, name.as_ptr(), number)
+                }
+            }
         };
         check(status)?;
     }

@@ -86,9 +86,7 @@ async fn a_migration_that_libvirt_refuses_reports_its_reason() {
         destination_uri: "test://nowhere/default".into(),
         migrate_uri: "unix:///nowhere.sock".into(),
         persistent: true,
-        undefine_source: false,
-        suspend: false,
-        switchover_mib_s: None,
+        ..MigrateOptions::default()
     };
     let migration = Migration::start(URI, uuid, "test", options).expect("starts");
     let error = migration.wait().await.expect_err("the test driver cannot");

@@ -14,29 +14,32 @@ use crate::hypervisor::{Hypervisor, ask};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The aborts of one wave. Dropped, none of them reaches libvirt any more.
+/// The aborts of one job. Dropped, none of them reaches libvirt any more.
 pub(crate) struct Aborts {
     hypervisor: Arc<dyn Hypervisor>,
-    /// Whether libvirt has answered, by member.
+    /// Whether libvirt has answered for the migration begun last, by member.
     answered: HashMap<usize, Arc<AtomicBool>>,
     loops: JoinSet<()>,
 }
 
 impl Aborts {
-    pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>, wave: &[usize]) -> Aborts {
+    pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>) -> Aborts {
         Aborts {
             hypervisor,
-            answered: wave
-                .iter()
-                .map(|&member| (member, Arc::default()))
-                .collect(),
+            answered: HashMap::new(),
             loops: JoinSet::new(),
         }
     }
 
-    /// To be set the moment libvirt has answered for the member; that ends its abort.
-    pub(crate) fn answered(&self, member: usize) -> Arc<AtomicBool> {
-        self.answered.get(&member).cloned().unwrap_or_default()
+    /// A migration of the member begins. What this returns is to be set the moment libvirt has
+    /// answered for it; that ends its abort.
+    pub(crate) fn begin(&mut self, member: usize) -> Arc<AtomicBool> {
+        let answered = Arc::new(AtomicBool::new(false));
+        let before = self.answered.insert(member, answered.clone());
+        if let Some(before) = before {
+            before.store(true, SeqCst);
+        }
+        answered
     }
 
     /// Starts to abort the member's migration.

@@ -1,24 +1,19 @@
-//! The gang's barrier: when to let every member switch over, when to take all of it back.
+//! The gang's barrier: when a member starts, when members may switch over, when all of it is taken
+//! back.
 //!
 //! Pure: it turns what happened ([`Input`]) into what to do ([`Action`]), with no I/O, clock or
 //! thread. Invariants, each tested below:
-//! - never a release before every live member has ended its first pass (or that end can never
-//!   be seen) and its switchover acknowledgement is withheld, or its guest has stopped already
-//!   and cannot be held;
+//! - a held gang is never released before every live member has converged and its switchover
+//!   acknowledgement is withheld, or its guest has stopped already and cannot be held, or it is
+//!   held by other means and that is said;
 //! - inputs that arrived together are decided together: none of them is overtaken by a release;
-//! - at most one release; after a failure under [`OnFailure::Abort`] none at all;
-//! - finish exactly once, when libvirt has answered for every member.
+//! - after a failure under [`OnFailure::Abort`] nobody is released any more;
+//! - no more members are under way than the policy says;
+//! - finish exactly once, when libvirt has answered for every member that was started.
 
 use std::collections::BTreeMap;
 
-/// What a failure before the release does to the other members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnFailure {
-    /// All or nothing.
-    Abort,
-    /// The failed member is left out, the rest goes on.
-    Continue,
-}
+use crate::policy::{OnFailure, OnStall, OnTimeout, Policy, Switchover};
 
 /// Something that happened. Members are indices into the job's members.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +22,16 @@ pub enum Input {
     FirstPassDone(usize),
     /// The stream is not understood: the end of its first pass will never be seen.
     Unreadable(usize),
+    /// So little is left to send that the member could switch over with a short pause.
+    Converged(usize),
+    /// That was so, and is not any more.
+    Diverged(usize),
+    /// The member dirties memory as fast as it can be sent; what was measured, for people.
+    Stalled(usize, String),
     /// The destination's QEMU has said SWITCHOVER_ACK and the tunnel keeps it.
     AckWithheld(usize),
+    /// No SWITCHOVER_ACK has come; the tunnel does not read on near the end of the first pass.
+    HeldInFirstPass(usize),
     /// The guest is stopped on the source; its switchover runs.
     GuestStopped(usize),
     /// The member's channel broke.
@@ -40,6 +43,8 @@ pub enum Input {
     /// libvirt says the member was not migrated.
     MigrateFailed(usize, String),
     AbortRequested,
+    /// Switch to post-copy now, whatever is left to send.
+    PostCopyRequested,
     /// The gang was not released in the time the user gave.
     TimedOut,
 }
@@ -56,7 +61,14 @@ impl Input {
             Input::MemberFailed(..) => 3,
             Input::MigrateFailed(..) => 4,
             Input::TimedOut => 5,
-            Input::FirstPassDone(_) | Input::Unreadable(_) | Input::AckWithheld(_) => 6,
+            Input::PostCopyRequested => 6,
+            Input::FirstPassDone(_)
+            | Input::Unreadable(_)
+            | Input::Converged(_)
+            | Input::Diverged(_)
+            | Input::Stalled(..)
+            | Input::AckWithheld(_)
+            | Input::HeldInFirstPass(_) => 7,
         }
     }
 }
@@ -64,6 +76,13 @@ impl Input {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Start this member's migration; `throttled`: QEMU may slow its guest down. A second time if
+    /// the first one was aborted for that.
+    Start { member: usize, throttled: bool },
+    /// Suspend these guests, so that they converge; they run again at the destination.
+    Suspend(Vec<usize>),
+    /// Switch these members to post-copy; their release follows.
+    PostCopy(Vec<usize>),
     /// The commit point: let these members switch over, together.
     Release(Vec<usize>),
     /// Cancel this member's migration, and keep trying until libvirt has returned.
@@ -88,12 +107,27 @@ pub enum Outcome {
 
 #[derive(Debug, Default)]
 struct Member {
+    started: bool,
     first_pass_done: bool,
+    converged: bool,
+    /// It does not converge, and why.
+    stalled: Option<String>,
     ack_withheld: bool,
+    /// Held without an acknowledgement.
+    held_in_first_pass: bool,
+    /// Goes to post-copy instead of converging.
+    to_post_copy: bool,
+    /// May switch over.
+    released: bool,
     /// Past holding: its guest has stopped.
     gone: bool,
+    /// Told to abort, to start again with its guest slowed down.
+    restarting: bool,
+    throttled: bool,
     /// Told to abort.
     aborted: bool,
+    /// Stays behind for this reason, the rest goes on.
+    left: Option<String>,
     channel_error: Option<String>,
     outcome: Option<Outcome>,
 }
@@ -104,45 +138,68 @@ impl Member {
         self.outcome.is_none() && !self.aborted
     }
 
-    fn ready(&self) -> bool {
-        self.gone || (self.first_pass_done && self.ack_withheld)
+    fn under_way(&self) -> bool {
+        self.started && self.outcome.is_none()
+    }
+
+    /// As if it had just been started.
+    fn begin_anew(&mut self) {
+        *self = Member {
+            started: true,
+            throttled: true,
+            ..Member::default()
+        };
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// Until all are ready.
     Holding,
+    /// Nobody is held; each switches over when it has converged.
+    Free,
+    /// Released one by one.
+    Staggering,
     Released,
     Aborting,
     Finished,
 }
 
-/// The barrier of one wave of members.
+/// The barrier of a job's members.
 #[derive(Debug)]
 pub struct Barrier {
     members: BTreeMap<usize, Member>,
-    on_failure: OnFailure,
+    policy: Policy,
     phase: Phase,
+    /// Members go to post-copy after their first pass.
+    post_copy: bool,
+    /// And need not have ended it.
+    post_copy_now: bool,
     cause: Option<Cause>,
     approximate: bool,
 }
 
 impl Barrier {
-    pub fn new(members: impl IntoIterator<Item = usize>, on_failure: OnFailure) -> Barrier {
+    /// A gang that is larger than the policy's concurrency is never held.
+    pub fn new(members: impl IntoIterator<Item = usize>, policy: Policy) -> Barrier {
+        let members: BTreeMap<usize, Member> = members
+            .into_iter()
+            .map(|index| (index, Member::default()))
+            .collect();
+        let held = policy.holds(members.len());
         Barrier {
-            members: members
-                .into_iter()
-                .map(|index| (index, Member::default()))
-                .collect(),
-            on_failure,
-            phase: Phase::Holding,
+            phase: if held { Phase::Holding } else { Phase::Free },
+            approximate: !held && policy.switchover != Switchover::Free,
+            post_copy: policy.post_copy,
+            post_copy_now: false,
+            members,
+            policy,
             cause: None,
-            approximate: false,
         }
     }
 
     /// Takes what has arrived, in any order, and returns what to do, in order. Unknown members
-    /// are ignored.
+    /// are ignored. Without any input it says what to start with.
     pub fn handle(&mut self, inputs: impl IntoIterator<Item = Input>) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.phase == Phase::Finished {
@@ -154,7 +211,7 @@ impl Barrier {
         for input in &inputs {
             if let Input::MigrateFailed(member, error) = input {
                 self.note(*member, |m| {
-                    m.outcome = Some(Outcome::Failed(error.clone()))
+                    m.outcome = Some(Outcome::Failed(error.clone()));
                 });
             }
         }
@@ -171,52 +228,118 @@ impl Barrier {
                 self.note(member, |m| m.first_pass_done = true);
             }
             Input::Unreadable(member) => {
-                let known = self.note(member, |m| m.first_pass_done = true);
+                // Whether it converges will never be seen either.
+                let known = self.note(member, |m| {
+                    m.first_pass_done = true;
+                    m.converged = true;
+                });
                 self.approximate |= known && self.phase == Phase::Holding;
             }
+            Input::Converged(member) => {
+                self.note(member, |m| {
+                    m.first_pass_done = true;
+                    m.converged = true;
+                    m.stalled = None;
+                });
+            }
+            Input::Diverged(member) => {
+                self.note(member, |m| m.converged = false);
+            }
+            Input::Stalled(member, why) => {
+                self.note(member, |m| {
+                    m.converged = false;
+                    m.stalled = Some(why);
+                });
+            }
             Input::AckWithheld(member) => {
-                self.note(member, |m| m.ack_withheld = true);
+                self.note(member, |m| {
+                    m.ack_withheld = true;
+                    m.held_in_first_pass = false;
+                });
+            }
+            Input::HeldInFirstPass(member) => {
+                let known = self.note(member, |m| m.held_in_first_pass = true);
+                self.approximate |= known && self.phase == Phase::Holding;
             }
             Input::GuestStopped(member) => {
                 let known = self.note(member, |m| m.gone = true);
                 self.approximate |= known && self.phase == Phase::Holding;
             }
             Input::Migrated(member) => {
-                self.note(member, |m| m.outcome = Some(Outcome::Migrated));
+                self.note(member, |m| {
+                    m.outcome = Some(Outcome::Migrated);
+                    m.restarting = false;
+                });
             }
             Input::MemberFailed(member, error) => self.channel_failed(member, error, actions),
-            Input::MigrateFailed(member, error) => self.member_failed(member, error, actions),
-            Input::SessionFailed(error) => {
+            Input::MigrateFailed(member, error) => self.migration_failed(member, error, actions),
+            Input::SessionFailed(error) => match self.phase {
+                Phase::Holding => self.abort_all(Cause::Failure(error), actions),
+                Phase::Free | Phase::Staggering => {
+                    self.abort_still_running(Cause::Failure(error), actions);
+                }
                 // After the release libvirt's own verdicts tell who made it.
-                if self.phase == Phase::Holding {
-                    self.abort_all(Cause::Failure(error), actions);
-                } else {
+                Phase::Released | Phase::Aborting | Phase::Finished => {
                     self.cause.get_or_insert(Cause::Failure(error));
                 }
-            }
-            Input::TimedOut => {
-                if self.phase == Phase::Holding {
-                    self.abort_all(Cause::TimedOut, actions);
-                }
+            },
+            Input::TimedOut => self.timed_out(actions),
+            Input::PostCopyRequested => {
+                self.post_copy |= self.policy.can_post_copy();
+                self.post_copy_now |= self.post_copy;
             }
             Input::AbortRequested => match self.phase {
                 Phase::Holding => self.abort_all(Cause::Aborted, actions),
                 // Members whose guest has stopped are let through: they end sooner forward.
-                Phase::Released => self.abort_still_running(actions),
+                Phase::Free | Phase::Staggering | Phase::Released => {
+                    self.abort_still_running(Cause::Aborted, actions);
+                }
                 Phase::Aborting | Phase::Finished => {}
             },
         }
     }
 
-    /// The gang has been let go.
-    pub fn released(&self) -> bool {
-        self.phase == Phase::Released
+    fn timed_out(&mut self, actions: &mut Vec<Action>) {
+        match (self.phase, self.policy.on_timeout) {
+            (Phase::Holding, OnTimeout::Abort) => self.abort_all(Cause::TimedOut, actions),
+            (Phase::Free, OnTimeout::Abort) => self.abort_still_running(Cause::TimedOut, actions),
+            (Phase::Holding | Phase::Free, OnTimeout::PostCopy) => self.post_copy = true,
+            (Phase::Holding | Phase::Free, OnTimeout::Suspend) => {
+                let running = self.members.iter().filter(|(_, member)| {
+                    let copying = member.started && !member.gone && !member.restarting;
+                    member.live() && copying && !member.released
+                });
+                let running: Vec<usize> = running.map(|(index, _)| *index).collect();
+                if !running.is_empty() {
+                    actions.push(Action::Suspend(running));
+                }
+            }
+            _ => {}
+        }
     }
 
-    /// Some member switched over before the release, or was released without the end of its
-    /// first pass having been seen.
+    /// The gang, or its first member, has been let go.
+    pub fn released(&self) -> bool {
+        matches!(self.phase, Phase::Released | Phase::Staggering)
+    }
+
+    /// Some member switched over before the release, or was released without having been seen to
+    /// converge, or the gang is too large to be held.
     pub fn approximate(&self) -> bool {
         self.approximate
+    }
+
+    /// Members that do not converge, and what was measured of them.
+    pub fn stalled(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.members.iter().filter_map(|(index, member)| {
+            let stalled = member.stalled.as_deref().filter(|_| member.live());
+            stalled.map(|why| (*index, why))
+        })
+    }
+
+    /// Its guest may be slowed down in the migration that runs.
+    pub fn throttled(&self, member: usize) -> bool {
+        self.members.get(&member).is_some_and(|m| m.throttled)
     }
 
     /// The first thing that went wrong, or the abort.
@@ -232,7 +355,7 @@ impl Barrier {
     /// What broke first for this member; `None` if it was only taken back with the gang.
     pub fn member_error(&self, member: usize) -> Option<&str> {
         let member = self.members.get(&member)?;
-        if let Some(error) = &member.channel_error {
+        if let Some(error) = member.left.as_ref().or(member.channel_error.as_ref()) {
             return Some(error);
         }
         match &member.outcome {
@@ -258,13 +381,31 @@ impl Barrier {
         };
         // A channel that breaks because of the abort is no news, nor is one that breaks once
         // the guest runs on the destination.
-        if failed.aborted || failed.outcome == Some(Outcome::Migrated) {
+        if failed.aborted || failed.restarting || failed.outcome == Some(Outcome::Migrated) {
             return;
         }
         failed.channel_error.get_or_insert(error.clone());
-        // After the release only libvirt can tell whether it mattered.
-        if self.phase == Phase::Holding {
+        // Once its guest may have stopped only libvirt can tell whether it mattered.
+        if matches!(self.phase, Phase::Holding | Phase::Free) && !failed.gone {
             self.member_failed(member, error, actions);
+        }
+    }
+
+    fn migration_failed(&mut self, member: usize, error: String, actions: &mut Vec<Action>) {
+        let Some(failed) = self.members.get_mut(&member) else {
+            return;
+        };
+        if !failed.restarting {
+            self.member_failed(member, error, actions);
+        } else if matches!(self.phase, Phase::Holding | Phase::Free) && !failed.aborted {
+            failed.begin_anew();
+            actions.push(Action::Start {
+                member,
+                throttled: true,
+            });
+        } else {
+            // Its end was wanted, for whatever reason.
+            failed.aborted = true;
         }
     }
 
@@ -277,19 +418,19 @@ impl Barrier {
         }
         // What broke first tells more than what libvirt made of it.
         let error = failed.channel_error.clone().unwrap_or(error);
-        match (self.phase, self.on_failure) {
-            (Phase::Holding, OnFailure::Abort) => {
-                self.abort_all(Cause::Failure(error), actions);
-            }
-            (Phase::Holding, OnFailure::Continue) => {
+        let cause = Cause::Failure(error);
+        match (self.phase, self.policy.on_failure) {
+            (Phase::Holding, OnFailure::Abort) => self.abort_all(cause, actions),
+            (Phase::Free, OnFailure::Abort) => self.abort_still_running(cause, actions),
+            (Phase::Holding | Phase::Free, OnFailure::Continue) => {
                 if failed.outcome.is_none() {
                     failed.aborted = true;
                     actions.push(Action::AbortMember(member));
                 }
-                self.cause.get_or_insert(Cause::Failure(error));
+                self.cause.get_or_insert(cause);
             }
-            (Phase::Released | Phase::Aborting | Phase::Finished, _) => {
-                self.cause.get_or_insert(Cause::Failure(error));
+            (Phase::Staggering | Phase::Released | Phase::Aborting | Phase::Finished, _) => {
+                self.cause.get_or_insert(cause);
             }
         }
     }
@@ -298,37 +439,195 @@ impl Barrier {
         self.phase = Phase::Aborting;
         self.cause.get_or_insert(cause);
         for (index, member) in &mut self.members {
-            if member.live() {
+            if member.started && member.live() {
                 member.aborted = true;
                 actions.push(Action::AbortMember(*index));
             }
         }
     }
 
-    fn abort_still_running(&mut self, actions: &mut Vec<Action>) {
+    /// Takes back whose guest runs here; whose has stopped ends sooner forward.
+    fn abort_still_running(&mut self, cause: Cause, actions: &mut Vec<Action>) {
+        let waits = |member: &Member| member.live() && !member.started;
+        let mut any = self.members.values().any(waits);
         for (index, member) in &mut self.members {
-            if member.live() && !member.gone {
+            if member.started && member.live() && !member.gone {
                 member.aborted = true;
                 actions.push(Action::AbortMember(*index));
-                self.cause.get_or_insert(Cause::Aborted);
+                any = true;
             }
         }
+        if any || matches!(cause, Cause::Failure(_)) {
+            self.cause.get_or_insert(cause);
+        }
+        // Nobody is started, or let go, any more.
+        self.phase = match self.phase {
+            Phase::Released => Phase::Released,
+            _ => Phase::Aborting,
+        };
+    }
+
+    /// Whether the member may switch over as far as it goes.
+    fn ready(&self, member: &Member) -> bool {
+        if !member.started || member.restarting {
+            return false;
+        }
+        if member.gone || member.held_in_first_pass {
+            return true;
+        }
+        let first_pass_done = member.first_pass_done || self.post_copy_now;
+        let converged = member.converged || self.post_copy || member.to_post_copy;
+        member.ack_withheld && first_pass_done && converged
     }
 
     fn settle(&mut self, actions: &mut Vec<Action>) {
-        if self.members.values().all(|member| member.outcome.is_some()) {
+        self.start_waiting(actions);
+        match self.phase {
+            Phase::Holding => self.settle_held(actions),
+            Phase::Free => self.settle_free(actions),
+            Phase::Staggering => self.release_next(actions),
+            Phase::Released | Phase::Aborting | Phase::Finished => {}
+        }
+        let nobody_starts = matches!(self.phase, Phase::Aborting | Phase::Released);
+        let over = |member: &Member| {
+            member.outcome.is_some() || (!member.started && (nobody_starts || member.aborted))
+        };
+        if self.members.values().all(over) {
             self.phase = Phase::Finished;
             actions.push(Action::Finish);
+        }
+    }
+
+    /// As one member ends, the next one begins.
+    fn start_waiting(&mut self, actions: &mut Vec<Action>) {
+        if !matches!(self.phase, Phase::Holding | Phase::Free) {
             return;
         }
-        if self.phase != Phase::Holding {
+        let under_way = self.members.values().filter(|m| m.under_way()).count();
+        let room = self.policy.concurrency.get().saturating_sub(under_way);
+        let waiting = self.members.iter_mut().filter(|(_, m)| !m.started);
+        for (member, waiting) in waiting.take(room) {
+            waiting.started = true;
+            actions.push(Action::Start {
+                member: *member,
+                throttled: false,
+            });
+        }
+    }
+
+    fn settle_held(&mut self, actions: &mut Vec<Action>) {
+        let live = |member: &&usize| self.members[*member].live();
+        let all: Vec<usize> = self.members.keys().filter(live).copied().collect();
+        if all.is_empty() {
             return;
         }
-        let mut live = self.members.iter().filter(|(_, member)| member.live());
-        if live.clone().next().is_some() && live.clone().all(|(_, member)| member.ready()) {
-            let released = live.by_ref().map(|(index, _)| *index).collect();
+        let waits = |member: &usize| !self.ready(&self.members[member]);
+        let waiting: Vec<usize> = all.iter().copied().filter(waits).collect();
+        if waiting.is_empty() {
+            self.let_go(all, actions);
+            return;
+        }
+        // What is done about a stall is done when nothing else holds the gang.
+        let stalled = |member: &usize| self.members[member].stalled.is_some();
+        if waiting.iter().all(stalled) {
+            for member in waiting {
+                self.unstall(member, actions);
+            }
+            if self.phase == Phase::Holding {
+                self.settle_held(actions);
+            }
+        }
+    }
+
+    /// The commit point.
+    fn let_go(&mut self, members: Vec<usize>, actions: &mut Vec<Action>) {
+        if self.policy.switchover == Switchover::Staggered && !self.post_copy {
+            self.phase = Phase::Staggering;
+            self.release_next(actions);
+        } else {
             self.phase = Phase::Released;
-            actions.push(Action::Release(released));
+            self.release(members, actions);
+        }
+    }
+
+    fn release(&mut self, members: Vec<usize>, actions: &mut Vec<Action>) {
+        let goes_to_post_copy = |index: &usize| {
+            let member = &self.members[index];
+            !member.gone && (self.post_copy || member.to_post_copy)
+        };
+        let to_post_copy: Vec<usize> = members.iter().copied().filter(goes_to_post_copy).collect();
+        if !to_post_copy.is_empty() {
+            actions.push(Action::PostCopy(to_post_copy));
+        }
+        for member in &members {
+            self.note(*member, |m| m.released = true);
+        }
+        actions.push(Action::Release(members));
+    }
+
+    /// Lets the next one go when the one before runs at the destination, or will not.
+    fn release_next(&mut self, actions: &mut Vec<Action>) {
+        let mut live = self.members.iter().filter(|(_, member)| member.live());
+        if live.clone().any(|(_, member)| member.released) {
+            return;
+        }
+        match live.next().map(|(index, _)| *index) {
+            Some(next) => self.release(vec![next], actions),
+            None => self.phase = Phase::Released,
+        }
+    }
+
+    fn settle_free(&mut self, actions: &mut Vec<Action>) {
+        let here = |member: &Member| {
+            let free = !member.gone && !member.released && !member.restarting;
+            member.started && member.live() && free
+        };
+        let here = self.members.iter().filter(|(_, member)| here(member));
+        let here: Vec<usize> = here.map(|(index, _)| *index).collect();
+        for member in here {
+            let state = &self.members[&member];
+            let passed = state.first_pass_done || self.post_copy_now;
+            let goes = self.post_copy && passed;
+            if !goes && state.stalled.is_some() && self.phase == Phase::Free {
+                self.unstall(member, actions);
+            }
+            self.note(member, |m| {
+                if m.live() && (goes || m.to_post_copy) {
+                    m.released = true;
+                    actions.push(Action::PostCopy(vec![member]));
+                }
+            });
+        }
+    }
+
+    /// Does what the policy says about a member that does not converge.
+    fn unstall(&mut self, member: usize, actions: &mut Vec<Action>) {
+        let Some(stalled) = self.members.get_mut(&member) else {
+            return;
+        };
+        let Some(why) = stalled.stalled.take() else {
+            return;
+        };
+        match self.policy.on_stall {
+            OnStall::Throttle if !stalled.throttled => {
+                stalled.restarting = true;
+                actions.push(Action::AbortMember(member));
+            }
+            OnStall::PostCopy => stalled.to_post_copy = true,
+            OnStall::Leave => {
+                stalled.aborted = true;
+                stalled.left = Some(why.clone());
+                actions.push(Action::AbortMember(member));
+                self.cause.get_or_insert(Cause::Failure(why));
+            }
+            OnStall::Throttle | OnStall::Abort => {
+                stalled.left = Some(why.clone());
+                if self.phase == Phase::Holding {
+                    self.abort_all(Cause::Failure(why), actions);
+                } else {
+                    self.abort_still_running(Cause::Failure(why), actions);
+                }
+            }
         }
     }
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 use vmgang_engine::{PageKey, Remains, Scanned, Transport, Workers};
 use vmgang_libvirt::{DomainInfo, Membership};
 
+use crate::balloon;
 use crate::config::WindowBudget;
 use crate::driver::Driver;
 use crate::error::ServiceError;
@@ -32,6 +34,10 @@ use crate::tunnel::{Session, Tunnel};
 
 /// How long running jobs may take to end when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long, and how often, guests whose host does not answer are to get their memory back.
+const GIVE_BACK_TIME: Duration = Duration::from_secs(24 * 3600);
+const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many members' names a line of the log has.
 const LOGGED_NAMES_MAX: usize = 16;
@@ -68,7 +74,7 @@ impl Coordinator {
     /// Takes up the history: jobs a killed daemon left running get their end here.
     pub async fn open(parts: Parts) -> std::io::Result<Arc<Coordinator>> {
         let domains = ask(&parts.hypervisor, |hypervisor| hypervisor.domains()).await;
-        let ended = parts.history.end_interrupted(|uuid| match &domains {
+        let (records, ended) = parts.history.end_interrupted(|uuid| match &domains {
             Ok(domains) => {
                 let domain = domains.iter().find(|domain| domain.uuid == uuid);
                 Ok(domain.map(|domain| domain.state))
@@ -79,15 +85,24 @@ impl Coordinator {
             tracing::warn!(jobs = ended, "jobs were cut short when the daemon ended");
         }
         let jobs = Arc::new(Jobs::default());
-        for record in parts.history.load()?.into_iter().rev() {
+        let owed: Vec<Record> = records
+            .iter()
+            .filter(|record| !record.balloons.is_empty())
+            .cloned()
+            .collect();
+        for record in records.into_iter().rev() {
             // Fresh as it is, it takes them all.
             let _ = jobs.add(Arc::new(Job::ended(record)));
         }
-        Ok(Arc::new(Coordinator {
+        let coordinator = Arc::new(Coordinator {
             parts: Arc::new(parts),
             jobs,
             estimating: tokio::sync::Mutex::default(),
-        }))
+        });
+        for record in owed {
+            coordinator.give_back_later(record);
+        }
+        Ok(coordinator)
     }
 
     pub fn jobs(&self) -> Vec<Arc<Job>> {
@@ -227,6 +242,7 @@ impl Coordinator {
     ) -> Result<Arc<Job>, ServiceError> {
         let domains = self.domains().await?;
         let members = gangs::select(&request.selection, &domains)?;
+        request.check_members(members.len())?;
         let id = Uuid::new_v4();
         let reservation = self.jobs.reserve(id, request.gang(), &members)?;
         let preflight = Preflight {
@@ -248,7 +264,13 @@ impl Coordinator {
         let taken = ready.taken;
         let offering = offer_contents(&*session, &ready.scanned);
 
-        let (job, control) = Job::start(id, request.gang(), &request.destination.uri, &members);
+        let (job, control) = Job::start(
+            id,
+            request.gang(),
+            &request.destination.uri,
+            &members,
+            request.policy.can_post_copy(),
+        );
         let job = Arc::new(job);
         // The daemon may have begun to stop meanwhile.
         self.jobs.add(job.clone())?;
@@ -261,7 +283,11 @@ impl Coordinator {
             "job started"
         );
         // Without the record a restart could not tell what happened, so it comes first.
-        self.write_record(&job.running_record());
+        let balloons = ready.balloons;
+        self.write_record(&Record {
+            balloons: balloons.clone(),
+            ..job.running_record()
+        });
         let driver = Driver {
             job: job.clone(),
             hypervisor: self.parts.hypervisor.clone(),
@@ -271,6 +297,8 @@ impl Coordinator {
             request,
             members,
             limit_passes: ready.limit_passes,
+            daemon_ends: false,
+            balloons: balloons.clone(),
         };
         let page_key = ready.page_key;
         let coordinator = self.clone();
@@ -290,11 +318,18 @@ impl Coordinator {
                 })),
                 "job ended"
             );
-            coordinator.write_record(&Record {
+            let hypervisor = &coordinator.parts.hypervisor;
+            let balloons = balloon::give_back(hypervisor, balloons, &report.destination).await;
+            let record = Record {
                 started_unix_s: job.started_unix_s,
                 barrier_approximate: job.view().barrier_approximate,
+                balloons,
                 report: report.clone(),
-            });
+            };
+            coordinator.write_record(&record);
+            if !record.balloons.is_empty() {
+                coordinator.give_back_later(record);
+            }
             coordinator.keep_contents(&report, &page_key, remains);
             if report.state != JobState::Completed {
                 coordinator.stage_again(taken);
@@ -312,6 +347,27 @@ impl Coordinator {
             });
         });
         Ok(started)
+    }
+
+    /// Goes on giving memory back to guests of a job that has ended, until the destination answers.
+    fn give_back_later(self: &Arc<Self>, mut record: Record) {
+        let coordinator = self.clone();
+        tokio::spawn(async move {
+            let until = Instant::now() + GIVE_BACK_TIME;
+            while Instant::now() < until {
+                let hypervisor = &coordinator.parts.hypervisor;
+                let (owed, uri) = (record.balloons.clone(), &record.report.destination);
+                let left = balloon::attempt_to_give_back(hypervisor, owed, uri).await;
+                if left != record.balloons {
+                    record.balloons = left;
+                    coordinator.write_record(&record);
+                }
+                if record.balloons.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(GIVE_BACK_INTERVAL).await;
+            }
+        });
     }
 
     /// What a job's session leaves is kept for its members' way back.
@@ -363,7 +419,7 @@ impl Coordinator {
         self.parts.stages.shutdown();
         let mut running = Vec::new();
         for job in self.jobs.list() {
-            if !job.state().ended() && job.control(Control::Abort).is_ok() {
+            if !job.state().ended() && job.control(Control::DaemonEnds).is_ok() {
                 running.push(job);
             }
         }

@@ -1,25 +1,28 @@
-//! Runs one job: wave by wave, to the report. How a wave goes is in `wave.rs`, and all decisions
-//! about it in `barrier.rs`.
+//! Runs one job to its report. How its members are conducted is in `conduct.rs`, and all decisions
+//! about them in `barrier.rs`.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
 use vmgang_engine::{Remains, SessionEnd, SourceEvent};
 use vmgang_libvirt::DomainInfo;
 
-use crate::barrier::{Barrier, Cause, OnFailure, Outcome};
+use crate::balloon::{self, Before};
+use crate::barrier::{Barrier, Cause, Outcome};
+use crate::convergence::{Convergence, Judgement};
+use crate::doubt;
 use crate::hypervisor::Hypervisor;
-use crate::job::{Control, Job};
-use crate::outcome;
+use crate::job::{Control, Job, MemberState};
+use crate::outcome::{self, PostCopy};
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
 use crate::switchover::{Limits, StreamRates};
 use crate::tunnel::Session;
-
-/// Members migrated at once: libvirtd has 20 workers, and abort and statistics need some.
-pub const WAVE_MEMBERS_MAX: usize = 12;
 
 /// A libvirt connection serves five calls at a time.
 const OUTCOMES_AT_ONCE: usize = 4;
@@ -36,6 +39,10 @@ pub struct Driver {
     pub members: Vec<DomainInfo>,
     /// Tell each member's QEMU when it may take itself for done.
     pub limit_passes: bool,
+    /// The job is aborted because of that.
+    pub daemon_ends: bool,
+    /// Members that may be asked to give up memory.
+    pub balloons: Vec<Before>,
 }
 
 /// What was measured of one member.
@@ -43,22 +50,49 @@ pub struct Driver {
 pub(crate) struct Facts {
     pub(crate) started: Option<Instant>,
     pub(crate) elapsed: Duration,
-    pub(crate) guest_stopped: Option<Instant>,
+    pub(crate) guest_stopped: Option<std::time::Instant>,
+    /// Its QEMU has connected to the tunnel.
+    pub(crate) connected: bool,
+    /// It was aborted before that, and cannot connect any more.
+    pub(crate) closed: Option<Instant>,
+    /// Its stream was read to its end, both ways: the destination may have all of the guest.
+    pub(crate) stream_ended: bool,
+    /// What its guest gave up, if that was asked for.
+    pub(crate) ballooned_bytes: Option<u64>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
+}
+
+impl Facts {
+    /// The destination has all of the guest, and may have been told to run it: libvirt here learns
+    /// that by an answer that can be lost, and then lets the guest go on here as well.
+    pub(crate) fn may_run_there(&self) -> bool {
+        self.guest_stopped.is_some() && self.stream_ended
+    }
 }
 
 /// What is known of a job while it runs.
 pub(crate) struct Known {
     /// By member.
     pub(crate) facts: Vec<Facts>,
-    /// The peer is gone, so no further wave can start.
+    /// The peer is gone.
     pub(crate) session_lost: bool,
     /// More events may come.
     pub(crate) events_open: bool,
     pub(crate) rates: StreamRates,
-    /// Of the wave that runs, if vmgang sets them.
+    /// By member.
+    pub(crate) convergence: Vec<Convergence>,
+    pub(crate) judged: Vec<Option<Judgement>>,
+    /// If vmgang sets them.
     pub(crate) limits: Option<Limits>,
+}
+
+impl Known {
+    /// How much the member may have left to send when its guest is stopped.
+    pub(crate) fn may_be_left(&self, member: usize) -> u64 {
+        let carried = self.convergence.get(member).and_then(Convergence::carried);
+        self.rates.unsent_bytes(member, carried)
+    }
 }
 
 impl Driver {
@@ -70,48 +104,64 @@ impl Driver {
             session_lost: false,
             events_open: true,
             rates: StreamRates::new(self.members.len()),
+            convergence: vec![Convergence::default(); self.members.len()],
+            judged: vec![None; self.members.len()],
             limits: None,
         };
-        let mut cause = None;
-        let waves: Vec<Vec<usize>> = (0..self.members.len())
-            .collect::<Vec<_>>()
-            .chunks(WAVE_MEMBERS_MAX)
-            .map(<[usize]>::to_vec)
-            .collect();
-        if waves.len() > 1 {
-            tracing::info!(
-                job = self.job.id,
-                waves = waves.len(),
-                "too many members for one wave"
-            );
+        if !self.request.policy.holds(self.members.len()) {
+            tracing::info!(job = self.job.id, "nobody is held for a common switchover");
         }
-        for wave in &waves {
-            if let Some(stop) = self.stopped(&mut known) {
-                cause.get_or_insert(stop);
-                break;
-            }
-            let barrier = self.wave(wave, &mut known).await;
-            if cause.is_none() {
-                cause = barrier.cause().cloned();
-            }
-            let keep_going = match &cause {
-                None => true,
-                Some(Cause::Failure(_)) => {
-                    self.request.on_failure == OnFailure::Continue && !known.session_lost
-                }
-                Some(Cause::Aborted | Cause::TimedOut) => false,
-            };
-            if !keep_going {
-                break;
-            }
-        }
+        let early = self.shrink(&mut known).await;
+        let barrier = self.conduct(&mut known, early).await;
+        let cause = barrier.cause().cloned();
         self.report(started, known.facts, cause).await
     }
 
+    /// Lets guests give up what they do not need. Returns what was said to the job meanwhile.
+    async fn shrink(&mut self, known: &mut Known) -> Vec<Control> {
+        let mut said = Vec::new();
+        if self.balloons.is_empty() {
+            return said;
+        }
+        for balloon in &self.balloons {
+            if let Some(member) = self.members.iter().position(|m| m.uuid == balloon.uuid) {
+                self.set_state(member, MemberState::Ballooning);
+            }
+        }
+        let stop = AtomicBool::new(false);
+        let mut given = pin!(balloon::shrink(&self.hypervisor, &self.balloons, &stop));
+        let given = loop {
+            tokio::select! {
+                biased;
+                given = &mut given => break given,
+                Some(control) = self.control.recv() => {
+                    if matches!(control, Control::Abort | Control::DaemonEnds) {
+                        stop.store(true, Relaxed);
+                    }
+                    said.push(control);
+                }
+            }
+        };
+        for (balloon, given) in self.balloons.iter().zip(given) {
+            if let Some(member) = self.members.iter().position(|m| m.uuid == balloon.uuid) {
+                known.facts[member].ballooned_bytes = Some(given);
+                self.set_state(member, MemberState::Waiting);
+            }
+        }
+        said
+    }
+
     /// Shows the figures of the moment.
-    pub(crate) fn refresh(&self, barrier: &Barrier) {
+    pub(crate) fn refresh(&self, barrier: &Barrier, known: &Known) {
         let counters = self.session.counters();
         self.job.update(|view| {
+            for (member, view) in view.members.iter_mut().enumerate() {
+                view.throttled = barrier.throttled(member);
+                view.stalled = match known.judged.get(member) {
+                    Some(Some(Judgement::Stalled(rates))) => Some(*rates),
+                    _ => None,
+                };
+            }
             view.bytes = Bytes::from(&counters);
             view.barrier_approximate |= barrier.approximate();
             for (member, counters) in view.members.iter_mut().zip(&counters.members) {
@@ -153,6 +203,9 @@ impl Driver {
         let error = match (state, cause) {
             (JobState::Completed, _) => None,
             (_, Some(Cause::Failure(error))) => Some(error),
+            (_, Some(Cause::Aborted)) if self.daemon_ends => Some(
+                "aborted because vmgangd was stopped, or lost the system bus; see its log".into(),
+            ),
             (_, Some(Cause::Aborted)) => Some("aborted on request".into()),
             (_, Some(Cause::TimedOut)) => Some(format!(
                 "the gang was not ready to switch over within {} s (option timeout); give it more time or bandwidth",
@@ -184,7 +237,18 @@ impl Driver {
             Some(Outcome::Migrated) => (DomainOutcome::Migrated, None),
             _ => {
                 let uri = &self.request.destination.uri;
-                outcome::after_failure(&self.hypervisor, domain, uri, facts.error.clone()).await
+                let post_copy = match self.request.policy.can_post_copy() {
+                    _ if self.request.post_copy_resume => PostCopy::Broken,
+                    true => PostCopy::Possible,
+                    false => PostCopy::Never,
+                };
+                let error = facts.error.clone();
+                if facts.may_run_there() {
+                    let (hypervisor, domain) = (self.hypervisor.clone(), domain.clone());
+                    doubt::settle(hypervisor, domain, uri.clone(), error).await
+                } else {
+                    outcome::after_failure(&self.hypervisor, domain, uri, post_copy, error).await
+                }
             }
         };
         let measured = if state == DomainOutcome::Migrated {
@@ -201,6 +265,7 @@ impl Driver {
             iterations: measured.iterations,
             qemu_stream_bytes: 0,
             wire_bytes: 0,
+            ballooned_bytes: facts.ballooned_bytes,
             error,
         }
     }
@@ -212,7 +277,7 @@ impl Driver {
 
 /// From the first to the last guest that stopped; `None` with fewer than two.
 fn spread_ms(facts: &[Facts]) -> Option<u64> {
-    let stopped: Vec<Instant> = facts
+    let stopped: Vec<std::time::Instant> = facts
         .iter()
         .filter(|facts| facts.outcome == Some(Outcome::Migrated))
         .filter_map(|facts| facts.guest_stopped)

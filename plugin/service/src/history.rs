@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use vmgang_libvirt::DomainState;
 
+use crate::balloon::Before;
 use crate::outcome;
 use crate::report::{DomainOutcome, JobState, Report};
 
@@ -25,6 +26,9 @@ pub struct Record {
     /// Some member could not be held until all were ready.
     #[serde(default)]
     pub barrier_approximate: bool,
+    /// Guests that have to get memory back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub balloons: Vec<Before>,
     pub report: Report,
 }
 
@@ -51,10 +55,16 @@ impl History {
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let file = self.file(&record.report.job);
         let temporary = file.with_extension("new");
-        let mut writer = fs::File::create(&temporary)?;
-        writer.write_all(serde_json::to_string(record)?.as_bytes())?;
-        writer.sync_all()?;
-        fs::rename(&temporary, &file)
+        let written = || -> io::Result<()> {
+            let mut writer = fs::File::create(&temporary)?;
+            writer.write_all(serde_json::to_string(record)?.as_bytes())?;
+            writer.sync_all()?;
+            fs::rename(&temporary, &file)
+        };
+        written().inspect_err(|_| {
+            // A full disk is not to be left with half a file as well.
+            let _ = fs::remove_file(&temporary);
+        })
     }
 
     /// All readable jobs, the newest first. An unreadable file is logged and left alone.
@@ -92,19 +102,24 @@ impl History {
         Ok(removed)
     }
 
-    /// After a restart: jobs that were running get an end. `look` tells the state of a domain on
-    /// this host, `None` if there is no such domain, or why libvirt could not be asked.
+    /// After a restart: all readable jobs, the newest first, and how many of them were running;
+    /// these get an end. `look` tells the state of a domain on this host, `None` if there is no
+    /// such domain, or why libvirt could not be asked.
     pub fn end_interrupted(
         &self,
         look: impl Fn(uuid::Uuid) -> Result<Option<DomainState>, String>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<(Vec<Record>, usize)> {
+        let mut records = self.load()?;
         let mut ended = 0;
-        for mut record in self.load()?.into_iter().filter(Record::running) {
+        for record in records.iter_mut().filter(|record| record.running()) {
             interrupt(&mut record.report, &look);
-            self.write(&record)?;
             ended += 1;
+            // A full disk must not keep the daemon from serving; the next start tries again.
+            if let Err(error) = self.write(record) {
+                tracing::error!(job = record.report.job, %error, "cannot write the job's record; check state_dir");
+            }
         }
-        Ok(ended)
+        Ok((records, ended))
     }
 
     fn file(&self, job: &str) -> PathBuf {
@@ -172,6 +187,7 @@ mod tests {
         Record {
             started_unix_s,
             barrier_approximate: false,
+            balloons: Vec::new(),
             report,
         }
     }
@@ -205,7 +221,7 @@ mod tests {
         running.report.domains[0].state = DomainOutcome::Source;
         history.write(&running).expect("writes");
         let running_here = |_| Ok(Some(DomainState::Running));
-        assert_eq!(history.end_interrupted(running_here).expect("ends"), 1);
+        assert_eq!(history.end_interrupted(running_here).expect("ends").1, 1);
         let report = &history.load().expect("loads")[0].report;
         assert_eq!(report.state, JobState::Aborted);
         assert!(
@@ -214,7 +230,21 @@ mod tests {
                 .as_deref()
                 .is_some_and(|e| e.contains("restarted"))
         );
-        assert_eq!(history.end_interrupted(running_here).expect("ends"), 0);
+        assert_eq!(history.end_interrupted(running_here).expect("ends").1, 0);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_told_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let history = History::open(dir.path()).expect("opens");
+        let running = record("r", 0, JobState::Running);
+        history.write(&running).expect("writes");
+        // A directory where the new record should be written, which stops even root.
+        std::fs::create_dir(dir.path().join("jobs/r.new")).expect("a directory");
+        let (records, ended) = history.end_interrupted(|_| Ok(None)).expect("ends");
+        assert_eq!(ended, 1);
+        assert!(records[0].report.state.ended());
+        assert_eq!(history.load().expect("loads"), [running]);
     }
 
     #[test]

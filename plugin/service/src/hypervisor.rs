@@ -9,11 +9,11 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::future::Either;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 use vmgang_libvirt::{
-    DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership, MigrateOptions,
-    Migration, QemuUser,
+    Balloon, DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership,
+    MigrateOptions, Migration, QemuUser,
 };
 
 use crate::error::ServiceError;
@@ -25,14 +25,16 @@ pub type Verdict = Pin<Box<dyn Future<Output = Result<(), LibvirtError>> + Send>
 #[derive(Debug, Clone)]
 pub struct DestinationInfo {
     pub host_uuid: Option<Uuid>,
+    /// Of libvirt, as it numbers itself: a million for each major, a thousand for each minor version.
+    pub libvirt_version: Option<u32>,
     pub domains: Vec<ListedDomain>,
 }
 
 /// One host's libvirt.
 pub trait Hypervisor: Send + Sync + 'static {
-    /// Whether calls block, as libvirt's do: then they are made on threads that may.
-    fn blocks(&self) -> bool {
-        true
+    /// No call blocks: questions need no thread to be put. Not of a real libvirt.
+    fn answers_at_once(&self) -> bool {
+        false
     }
     fn hostname(&self) -> Result<String, LibvirtError>;
     fn host_uuid(&self) -> Result<Uuid, LibvirtError>;
@@ -50,8 +52,30 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn domain_qemu(&self, uuid: Uuid) -> Result<DomainQemu, LibvirtError>;
     /// Whether a migration can be told the rate to reckon with at its switchover.
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError>;
+    /// Whether QEMU here can go to post-copy with pages on several connections.
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError>;
     /// Changes the longest downtime of the migration that runs on the domain.
     fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError>;
+    /// Switches the migration that runs on the domain to post-copy.
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// Suspends a guest that is being migrated; it runs again at the destination.
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// Lets a suspended guest go on.
+    fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError>;
+    /// The domain's memory balloon; `None` if it has none.
+    fn balloon(&self, uuid: Uuid) -> Result<Option<Balloon>, LibvirtError>;
+    /// How often its guest is asked what it could do without.
+    fn set_balloon_period(&self, uuid: Uuid, seconds: u32) -> Result<(), LibvirtError>;
+    /// Asks its guest to make do with so much memory.
+    fn set_memory(&self, uuid: Uuid, bytes: u64) -> Result<(), LibvirtError>;
+    /// Both of a domain at the destination.
+    fn restore_memory(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        bytes: u64,
+        period_s: u32,
+    ) -> Result<(), LibvirtError>;
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
@@ -77,14 +101,16 @@ where
     T: Send + 'static,
     Q: FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError> + Send + 'static,
 {
-    let asked = match hypervisor.blocks() {
-        true => {
-            let hypervisor = hypervisor.clone();
-            Either::Left(tokio::task::spawn_blocking(move || question(&*hypervisor)))
-        }
-        false => Either::Right(std::future::ready(Ok(question(&**hypervisor)))),
+    let hypervisor = hypervisor.clone();
+    let asked = match hypervisor.answers_at_once() {
+        true => Asked::Answered(question(&*hypervisor)),
+        false => Asked::Waiting(tokio::task::spawn_blocking(move || question(&*hypervisor))),
     };
     async move {
+        let asked = match asked {
+            Asked::Answered(answer) => return Ok(answer?),
+            Asked::Waiting(asked) => asked,
+        };
         match asked.await {
             Ok(answer) => Ok(answer?),
             Err(error) => Err(ServiceError::Internal(format!(
@@ -92,6 +118,11 @@ where
             ))),
         }
     }
+}
+
+enum Asked<T> {
+    Answered(Result<T, LibvirtError>),
+    Waiting(JoinHandle<Result<T, LibvirtError>>),
 }
 
 /// The libvirt daemon at one URI, connected anew when the connection is lost.
@@ -162,8 +193,48 @@ impl Hypervisor for Libvirt {
         self.host()?.takes_switchover_rate()
     }
 
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        self.host()?.post_copy_goes_parallel()
+    }
+
     fn set_max_downtime(&self, uuid: Uuid, milliseconds: u64) -> Result<(), LibvirtError> {
         self.host()?.set_max_downtime(uuid, milliseconds)
+    }
+
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.host()?.start_post_copy(uuid)
+    }
+
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.host()?.suspend(uuid)
+    }
+
+    fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.host()?.resume(uuid)
+    }
+
+    fn balloon(&self, uuid: Uuid) -> Result<Option<Balloon>, LibvirtError> {
+        self.host()?.balloon(uuid)
+    }
+
+    fn set_balloon_period(&self, uuid: Uuid, seconds: u32) -> Result<(), LibvirtError> {
+        self.host()?.set_balloon_period(uuid, seconds)
+    }
+
+    fn set_memory(&self, uuid: Uuid, bytes: u64) -> Result<(), LibvirtError> {
+        self.host()?.set_memory(uuid, bytes)
+    }
+
+    fn restore_memory(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        bytes: u64,
+        period_s: u32,
+    ) -> Result<(), LibvirtError> {
+        let host = Host::open(uri)?;
+        host.set_memory(uuid, bytes)?;
+        host.set_balloon_period(uuid, period_s)
     }
 
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
@@ -178,6 +249,7 @@ impl Hypervisor for Libvirt {
         let destination = Host::open(uri)?;
         Ok(DestinationInfo {
             host_uuid: destination.uuid().ok(),
+            libvirt_version: destination.libvirt_version().ok(),
             domains: destination.list()?,
         })
     }

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 use vmgang_libvirt::DomainInfo;
 
+use crate::convergence::Rates;
 use crate::error::ServiceError;
 use crate::history::Record;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
@@ -17,13 +18,19 @@ use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 pub enum Control {
     Abort,
     SetBandwidth(Option<u64>),
+    /// The daemon is about to end.
+    DaemonEnds,
+    /// The whole gang switches to post-copy.
+    StartPostCopy,
 }
 
 /// Where one member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberState {
-    /// Its wave has not begun.
+    /// It has not been started: others are under way.
     Waiting,
+    /// Its guest gives up what memory it does not need.
+    Ballooning,
     Copying,
     /// Every page was sent once; it waits for the others.
     Held,
@@ -38,6 +45,7 @@ impl MemberState {
     pub fn as_str(self) -> &'static str {
         match self {
             MemberState::Waiting => "waiting",
+            MemberState::Ballooning => "ballooning",
             MemberState::Copying => "copying",
             MemberState::Held => "held",
             MemberState::Switching => "switching",
@@ -45,6 +53,16 @@ impl MemberState {
             MemberState::Source => "source",
             MemberState::Failed => "failed",
         }
+    }
+}
+
+impl MemberState {
+    /// libvirt is migrating it.
+    pub fn under_way(self) -> bool {
+        matches!(
+            self,
+            MemberState::Copying | MemberState::Held | MemberState::Switching
+        )
     }
 }
 
@@ -59,7 +77,7 @@ impl From<DomainOutcome> for MemberState {
 }
 
 /// A member's progress.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MemberView {
     pub name: String,
     pub uuid: Uuid,
@@ -71,6 +89,10 @@ pub struct MemberView {
     pub iterations: u64,
     pub qemu_stream_bytes: u64,
     pub wire_bytes: u64,
+    /// It does not converge: it dirties memory as fast as it can be sent.
+    pub stalled: Option<Rates>,
+    /// QEMU slows its guest down.
+    pub throttled: bool,
 }
 
 /// Everything about a job that changes.
@@ -97,6 +119,7 @@ pub struct Job {
     /// Counts changes, for whoever publishes them.
     changes: watch::Sender<u64>,
     control: Option<mpsc::UnboundedSender<Control>>,
+    can_post_copy: bool,
 }
 
 impl Job {
@@ -106,6 +129,7 @@ impl Job {
         gang: Option<&str>,
         destination: &str,
         members: &[DomainInfo],
+        can_post_copy: bool,
     ) -> (Job, mpsc::UnboundedReceiver<Control>) {
         let (control, receiver) = mpsc::unbounded_channel();
         let members = members
@@ -120,6 +144,8 @@ impl Job {
                 iterations: 0,
                 qemu_stream_bytes: 0,
                 wire_bytes: 0,
+                stalled: None,
+                throttled: false,
             })
             .collect();
         let job = Job {
@@ -138,6 +164,7 @@ impl Job {
             }),
             changes: watch::Sender::new(0),
             control: Some(control),
+            can_post_copy,
         };
         (job, receiver)
     }
@@ -158,6 +185,8 @@ impl Job {
                 iterations: domain.iterations.unwrap_or(0),
                 qemu_stream_bytes: domain.qemu_stream_bytes,
                 wire_bytes: domain.wire_bytes,
+                stalled: None,
+                throttled: false,
             })
             .collect();
         Job {
@@ -176,6 +205,7 @@ impl Job {
             }),
             changes: watch::Sender::new(0),
             control: None,
+            can_post_copy: false,
         }
     }
 
@@ -221,6 +251,17 @@ impl Job {
         sender.send(control).map_err(|_| ended())
     }
 
+    /// Tells the driver to switch the gang to post-copy; refused if the job cannot.
+    pub fn start_post_copy(&self) -> Result<(), ServiceError> {
+        if self.control.is_some() && !self.can_post_copy {
+            return Err(ServiceError::InvalidOption(format!(
+                "the job {} cannot go to post-copy: it was started without the option postcopy",
+                self.id
+            )));
+        }
+        self.control(Control::StartPostCopy)
+    }
+
     /// The record of a job that still runs: every member is on the source.
     pub fn running_record(&self) -> Record {
         let view = self.lock();
@@ -240,12 +281,14 @@ impl Job {
                 iterations: None,
                 qemu_stream_bytes: member.qemu_stream_bytes,
                 wire_bytes: member.wire_bytes,
+                ballooned_bytes: None,
                 error: None,
             })
             .collect();
         Record {
             started_unix_s: self.started_unix_s,
             barrier_approximate: view.barrier_approximate,
+            balloons: Vec::new(),
             report: Report {
                 job: self.id.clone(),
                 gang: self.gang.clone(),

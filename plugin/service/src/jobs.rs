@@ -168,7 +168,7 @@ mod tests {
         assert!(jobs.check_free(&a).is_ok());
         jobs.close();
         assert!(refused(None, std::slice::from_ref(&a)));
-        let (job, _control) = Job::start(Uuid::new_v4(), None, "b", &[a]);
+        let (job, _control) = Job::start(Uuid::new_v4(), None, "b", &[a], false);
         assert!(
             jobs.add(Arc::new(job)).is_err(),
             "also past the reservation"

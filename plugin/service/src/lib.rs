@@ -5,16 +5,20 @@
 //! `vmgang-libvirt`, or guests' memory other than through `vmgang-snapshot`.
 //!
 //! Path of a request: `bus` -> `request` -> `coordinator` -> `preflight` -> `driver` ->
-//! `wave` (with `barrier` deciding) -> `report` -> `history`.
+//! `conduct` (with `barrier` deciding) -> `report` -> `history`.
 
 mod aborts;
+pub mod balloon;
 pub mod barrier;
 pub mod budget;
 pub mod bus;
+mod conduct;
 pub mod config;
+pub mod convergence;
 pub mod coordinator;
 pub mod daemon;
 pub mod destination;
+mod doubt;
 pub mod driver;
 pub mod error;
 mod estimate;
@@ -27,6 +31,7 @@ pub mod jobs;
 pub mod memory;
 mod outcome;
 pub mod peers;
+pub mod policy;
 mod preflight;
 pub mod recall;
 pub mod report;
@@ -35,4 +40,3 @@ pub mod scans;
 pub mod stages;
 mod switchover;
 pub mod tunnel;
-mod wave;

@@ -52,11 +52,22 @@ pub async fn measured(
     measured
 }
 
+/// What a member that is paused here may have been doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PostCopy {
+    Never,
+    /// It may have gone to post-copy.
+    Possible,
+    /// It had done so before this job.
+    Broken,
+}
+
 /// Where a member is that did not migrate. `error` is what went wrong with it, if anything.
 pub async fn after_failure(
     hypervisor: &Arc<dyn Hypervisor>,
     domain: &DomainInfo,
     destination: &str,
+    post_copy: PostCopy,
     error: Option<String>,
 ) -> (DomainOutcome, Option<String>) {
     let uuid = domain.uuid;
@@ -68,10 +79,15 @@ pub async fn after_failure(
         let asked = ask(hypervisor, move |hypervisor| hypervisor.domain(uuid)).await;
         unknown = match asked {
             // As it was before: a guest the user had paused stays paused.
-            Ok(now) if now.active() && now.state == domain.state => {
+            Ok(now)
+                if now.active() && now.state == domain.state && post_copy != PostCopy::Broken =>
+            {
                 return (DomainOutcome::Source, error);
             }
             Ok(now) if now.state == DomainState::Running => return (DomainOutcome::Source, error),
+            Ok(now) if now.state == DomainState::Paused && post_copy != PostCopy::Never => {
+                post_copy_broke(&domain.name, destination)
+            }
             Ok(now) if now.state == DomainState::Paused => paused(&domain.name, destination),
             Ok(now) if now.active() => {
                 format!("the guest is {} on this host", now.state.as_str())
@@ -103,5 +119,13 @@ pub async fn after_failure(
 pub(crate) fn paused(name: &str, destination: &str) -> String {
     format!(
         "the guest is paused on this host; make sure first that it does not run on the destination (`virsh -c {destination} domstate {name}`), then `virsh resume {name}` lets it go on"
+    )
+}
+
+/// What to do about a guest that is paused here and may have gone to post-copy: then each host has a
+/// part of its memory.
+fn post_copy_broke(name: &str, destination: &str) -> String {
+    format!(
+        "the guest is paused on this host; if it went to post-copy, only `vmgang migrate --postcopy-resume --domains {name} {destination}` lets it go on, once both hosts reach each other, and it must not be resumed here; `virsh domstate --reason {name}` tells whether it did"
     )
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use vmgang_engine::{MemberOffer, Offer, PageKey, Scanned, SocketOwner, SourceOptions, Transport};
 use vmgang_libvirt::{DomainInfo, DomainQemu, DomainQemuUser, JobStats};
 
+use crate::balloon::{self, Before};
 use crate::budget;
 use crate::coordinator::Parts;
 use crate::error::ServiceError;
@@ -37,6 +38,8 @@ pub(crate) struct Ready {
     pub(crate) window_offered_bytes: u64,
     pub(crate) page_key: PageKey,
     pub(crate) scanned: Scanned,
+    /// Members that may be asked to give up memory.
+    pub(crate) balloons: Vec<Before>,
     /// What was staged for it, if it is used now.
     pub(crate) taken: Option<Arc<Stage>>,
 }
@@ -80,6 +83,10 @@ impl Preflight<'_> {
         let here = self.look_here().await?;
         took("this host's libvirt has answered");
 
+        let balloons = match self.request.balloon {
+            true => balloon::look(&self.parts.hypervisor, self.members).await?,
+            false => Vec::new(),
+        };
         let (mut options, limit_passes) = self.source_options(here, transport)?;
         let scanned = scanned.await;
         options.scanned = scanned.clone();
@@ -131,6 +138,7 @@ impl Preflight<'_> {
             window_offered_bytes,
             page_key,
             scanned,
+            balloons,
             taken: None,
         })
     }
@@ -179,8 +187,13 @@ impl Preflight<'_> {
 
     async fn look_here(&self) -> Result<Here, ServiceError> {
         let hypervisor = &self.parts.hypervisor;
-        let host = ask(hypervisor, |hypervisor| {
-            Ok((hypervisor.hostname()?, hypervisor.takes_switchover_rate()?))
+        let request = self.request;
+        let both = request.parallel.is_some()
+            && (request.policy.can_post_copy() || request.post_copy_resume);
+        let host = ask(hypervisor, move |hypervisor| {
+            let goes = !both || hypervisor.post_copy_goes_parallel()?;
+            let rate = hypervisor.takes_switchover_rate()?;
+            Ok((hypervisor.hostname()?, rate, goes))
         });
         let lane_members = self.members.len().div_ceil(LANES).max(1);
         let lanes: Vec<_> = self
@@ -199,11 +212,19 @@ impl Preflight<'_> {
         let mut members = Vec::with_capacity(self.members.len());
         for (lane, asked) in lanes {
             for (member, (job, qemu)) in lane.iter().zip(asked.await?) {
-                check_idle(member, &job)?;
+                // A broken post-copy is a job that waits to go on.
+                if !request.post_copy_resume {
+                    check_idle(member, &job)?;
+                }
                 members.push(qemu);
             }
         }
-        let (source_host, takes_switchover_rate) = host.await?;
+        let (source_host, takes_switchover_rate, post_copy_goes_parallel) = host.await?;
+        if !post_copy_goes_parallel {
+            return Err(ServiceError::InvalidOption(
+                "the option parallel does not go with post-copy before QEMU 10.1, and this host's is older; leave one of them out".into(),
+            ));
+        }
         Ok(Here {
             source_host,
             takes_switchover_rate,
@@ -217,9 +238,11 @@ impl Preflight<'_> {
         here: Here,
         transport: Transport,
     ) -> Result<(SourceOptions, bool), ServiceError> {
-        let limit_passes = here.takes_switchover_rate;
-        let hold = limit_passes || !here.members.iter().any(|member| member.emulated);
-        if !hold {
+        let held = self.request.policy.holds(self.members.len());
+        let limit_passes = held && here.takes_switchover_rate;
+        let can_hold = limit_passes || !here.members.iter().any(|member| member.emulated);
+        let hold = held && can_hold;
+        if held && !can_hold {
             tracing::warn!(
                 job = %self.job.simple(),
                 "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: the gang is not held for a common switchover"
@@ -297,6 +320,10 @@ fn socket_owner(owner: &DomainQemuUser) -> SocketOwner {
     }
 }
 
+/// Versions of libvirt that crash when they are asked to go on with a post-copy that arrives (they read
+/// through a null pointer): seen with 11.3.0.
+const RESUME_CRASHES: std::ops::Range<u32> = 11_003_000..11_004_000;
+
 /// What can be told from a look at the destination.
 fn check_room(
     request: &MigrateRequest,
@@ -310,9 +337,17 @@ fn check_room(
             "the destination {uri} is this host itself (or a host with the same host_uuid in libvirtd.conf); name the other host"
         )));
     }
+    if let Some(version) = found.libvirt_version
+        && request.post_copy_resume
+        && RESUME_CRASHES.contains(&version)
+    {
+        return Err(ServiceError::InvalidDestination(format!(
+            "libvirt 11.3 on {uri} crashes when it is asked to go on with a post-copy; put another version there, which does not touch the guests, and try again"
+        )));
+    }
     for member in members {
         for there in &found.domains {
-            if there.uuid == member.uuid && there.active {
+            if there.uuid == member.uuid && there.active && !request.post_copy_resume {
                 return Err(ServiceError::MemberNotMigratable(format!(
                     "domain {} runs on {uri} already; stop it there first",
                     member.name

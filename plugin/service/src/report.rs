@@ -95,6 +95,9 @@ pub struct DomainReport {
     pub iterations: Option<u64>,
     pub qemu_stream_bytes: u64,
     pub wire_bytes: u64,
+    /// Memory its guest gave up for the move, and got back after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ballooned_bytes: Option<u64>,
     pub error: Option<String>,
 }
 
@@ -193,6 +196,7 @@ pub(crate) mod tests {
                 iterations: None,
                 qemu_stream_bytes: 2,
                 wire_bytes: 1,
+                ballooned_bytes: None,
                 error: None,
             }],
         }

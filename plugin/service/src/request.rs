@@ -2,17 +2,23 @@
 //! Pure: the D-Bus dictionary in, a typed request or a refusal by name out.
 
 use std::collections::HashMap;
+use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
 use vmgang_engine::{PeerAddress, Techniques};
 use vmgang_libvirt::Membership;
 use zbus::OwnedVariant;
 
-use crate::barrier::OnFailure;
 use crate::destination::Destination;
 use crate::error::ServiceError;
+use crate::policy::{CONCURRENCY, OnFailure, OnStall, OnTimeout, Policy, Switchover};
 
 const MIB: u64 = 1 << 20;
+/// libvirtd serves 20 calls at a time unless it is told otherwise, a migration is one to its end,
+/// and without room for others even an abort hangs.
+const CONCURRENCY_MAX: usize = 16;
+/// More connections than this help no guest.
+const PARALLEL_MAX: u8 = 32;
 
 /// Which domains are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +35,24 @@ pub struct MigrateRequest {
     pub destination: Destination,
     pub peer: PeerAddress,
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// From a wave's start to its release.
+    /// From the start to the release.
     pub timeout: Option<Duration>,
     pub persistent: bool,
     pub undefine_source: bool,
     pub suspend: bool,
-    pub on_failure: OnFailure,
+    pub policy: Policy,
+    /// How members are let go was said, and not only taken for granted.
+    pub switchover_asked: bool,
+    /// QEMU may slow all guests down from the start.
+    pub auto_converge: bool,
+    /// So many connections of pages beside each member's main one.
+    pub parallel: Option<NonZeroU8>,
+    /// Guests give up what memory they do not need before they move.
+    pub balloon: bool,
+    /// Also where libvirt cannot tell that disks are safe.
+    pub unsafe_disks: bool,
+    /// Go on where a broken post-copy has stopped.
+    pub post_copy_resume: bool,
     pub techniques: Techniques,
 }
 
@@ -59,15 +77,34 @@ impl MigrateRequest {
         let destination =
             Destination::parse(destination).map_err(ServiceError::InvalidDestination)?;
         let peer = peer(&mut options, &destination)?;
-        let on_failure = match options.text("on-failure")?.as_deref() {
-            None | Some("abort") => OnFailure::Abort,
-            Some("continue") => OnFailure::Continue,
-            Some(other) => {
-                return Err(ServiceError::InvalidOption(format!(
-                    "the option on-failure is 'abort' or 'continue', not '{other}'"
-                )));
-            }
+        refuse_storage(&mut options)?;
+        let timeout = options.number("timeout")?;
+        if timeout == Some(0) {
+            return Err(ServiceError::InvalidOption(
+                "the option timeout must be at least 1 second".into(),
+            ));
+        }
+        let switchover = options.choice("switchover", &SWITCHOVERS)?;
+        let post_copy_resume = options.flag("postcopy-resume")?;
+        let policy = Policy {
+            on_failure: options
+                .choice("on-failure", &ON_FAILURES)?
+                .unwrap_or_default(),
+            on_stall: options.choice("on-stall", &ON_STALLS)?.unwrap_or_default(),
+            on_timeout: on_timeout(&mut options, timeout.is_some())?,
+            switchover: match post_copy_resume {
+                // They have switched over long ago.
+                true => Switchover::Free,
+                false => switchover.unwrap_or_default(),
+            },
+            concurrency: concurrency(&mut options)?,
+            post_copy: options.flag("postcopy")?,
         };
+        if post_copy_resume && policy.can_post_copy() {
+            return Err(ServiceError::InvalidOption(
+                "the option postcopy-resume goes on with a post-copy; it does not go with postcopy, timeout-postcopy, or on-stall=postcopy".into(),
+            ));
+        }
         let techniques = match options.text("technique")? {
             Some(text) => text.parse().map_err(|error| {
                 ServiceError::InvalidOption(format!(
@@ -76,12 +113,6 @@ impl MigrateRequest {
             })?,
             None => Techniques::default(),
         };
-        let timeout = options.number("timeout")?;
-        if timeout == Some(0) {
-            return Err(ServiceError::InvalidOption(
-                "the option timeout must be at least 1 second".into(),
-            ));
-        }
         let request = MigrateRequest {
             selection,
             destination,
@@ -91,12 +122,126 @@ impl MigrateRequest {
             persistent: options.flag("persistent")?,
             undefine_source: options.flag("undefinesource")?,
             suspend: options.flag("suspend")?,
-            on_failure,
+            policy,
+            switchover_asked: switchover.is_some(),
+            auto_converge: options.flag("auto-converge")?,
+            parallel: parallel(&mut options)?,
+            balloon: options.flag("balloon")?,
+            unsafe_disks: options.flag("unsafe")?,
+            post_copy_resume,
             techniques,
         };
-        options.finish()?;
+        options.finish(&MIGRATE_OPTIONS)?;
         Ok(request)
     }
+
+    /// What can be told of the request only with its members.
+    pub fn check_members(&self, members: usize) -> Result<(), ServiceError> {
+        let concurrency = self.policy.concurrency.get();
+        let held = self.policy.switchover != Switchover::Free && self.switchover_asked;
+        if held && members > concurrency {
+            return Err(ServiceError::InvalidOption(format!(
+                "{members} members cannot switch over together or staggered while at most {concurrency} are under way at once (option concurrency, up to {CONCURRENCY_MAX}); leave the option switchover out, and each goes when it is ready"
+            )));
+        }
+        Ok(())
+    }
+}
+
+const SWITCHOVERS: [(&str, Switchover); 3] = [
+    ("together", Switchover::Together),
+    ("staggered", Switchover::Staggered),
+    ("free", Switchover::Free),
+];
+const ON_FAILURES: [(&str, OnFailure); 2] = [
+    ("abort", OnFailure::Abort),
+    ("continue", OnFailure::Continue),
+];
+const ON_STALLS: [(&str, OnStall); 4] = [
+    ("throttle", OnStall::Throttle),
+    ("postcopy", OnStall::PostCopy),
+    ("leave", OnStall::Leave),
+    ("abort", OnStall::Abort),
+];
+/// All there are, to be named where another one is given.
+const MIGRATE_OPTIONS: [&str; 23] = [
+    "domains",
+    "all",
+    "peer",
+    "bandwidth",
+    "timeout",
+    "timeout-suspend",
+    "timeout-postcopy",
+    "persistent",
+    "undefinesource",
+    "suspend",
+    "on-failure",
+    "on-stall",
+    "switchover",
+    "concurrency",
+    "postcopy",
+    "postcopy-resume",
+    "parallel",
+    "auto-converge",
+    "balloon",
+    "unsafe",
+    "copy-storage-all",
+    "copy-storage-inc",
+    "technique",
+];
+
+/// Disks are not moved.
+fn refuse_storage(options: &mut Options) -> Result<(), ServiceError> {
+    for name in ["copy-storage-all", "copy-storage-inc"] {
+        if options.flag(name)? {
+            return Err(ServiceError::InvalidOption(format!(
+                "the option {name} is refused: disks would go beside the tunnel, uncounted and not held for the gang; put them on storage that both hosts share, or copy them beforehand"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn on_timeout(options: &mut Options, timeout: bool) -> Result<OnTimeout, ServiceError> {
+    let suspend = options.flag("timeout-suspend")?;
+    let post_copy = options.flag("timeout-postcopy")?;
+    let refuse = |text: &str| Err(ServiceError::InvalidOption(text.into()));
+    match (suspend, post_copy) {
+        (true, true) => refuse("give only one of the options timeout-suspend and timeout-postcopy"),
+        (true, _) | (_, true) if !timeout => refuse(
+            "the options timeout-suspend and timeout-postcopy say what the option timeout does; give that one, too",
+        ),
+        (true, false) => Ok(OnTimeout::Suspend),
+        (false, true) => Ok(OnTimeout::PostCopy),
+        (false, false) => Ok(OnTimeout::Abort),
+    }
+}
+
+fn concurrency(options: &mut Options) -> Result<NonZeroUsize, ServiceError> {
+    let Some(number) = options.number("concurrency")? else {
+        return Ok(CONCURRENCY);
+    };
+    let members = usize::try_from(number).ok().and_then(NonZeroUsize::new);
+    members
+        .filter(|members| members.get() <= CONCURRENCY_MAX)
+        .ok_or_else(|| {
+            ServiceError::InvalidOption(format!(
+                "the option concurrency is 1 to {CONCURRENCY_MAX}, not {number}: libvirtd serves 20 calls at a time, and an abort needs one, too"
+            ))
+        })
+}
+
+fn parallel(options: &mut Options) -> Result<Option<NonZeroU8>, ServiceError> {
+    let Some(number) = options.number("parallel")? else {
+        return Ok(None);
+    };
+    let connections = u8::try_from(number).ok().and_then(NonZeroU8::new);
+    let connections = connections.filter(|connections| connections.get() <= PARALLEL_MAX);
+    connections.map(Some).ok_or_else(|| {
+        ServiceError::InvalidOption(format!(
+            "the option parallel is 1 to {PARALLEL_MAX} connections, not {number}"
+        ))
+    })
 }
 
 /// How long a stage is kept unless it is said.
@@ -140,7 +285,7 @@ impl PrepareRequest {
             bandwidth_bytes_per_s: bandwidth(options.number("bandwidth")?.unwrap_or(0))?,
             time: Duration::from_secs(seconds),
         };
-        options.finish()?;
+        options.finish(&["for", "bandwidth", "peer"])?;
         Ok(request)
     }
 }
@@ -225,15 +370,31 @@ impl Options {
         self.take(name, "a number (t)")
     }
 
-    fn finish(self) -> Result<(), ServiceError> {
+    /// One of a few words, and what it means.
+    fn choice<T: Copy>(&mut self, name: &str, of: &[(&str, T)]) -> Result<Option<T>, ServiceError> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        if let Some((_, meaning)) = of.iter().find(|(word, _)| *word == text) {
+            return Ok(Some(*meaning));
+        }
+        let words: Vec<&str> = of.iter().map(|(word, _)| *word).collect();
+        Err(ServiceError::InvalidOption(format!(
+            "the option {name} is one of {}, not '{text}'",
+            words.join(", ")
+        )))
+    }
+
+    fn finish(self, known: &[&str]) -> Result<(), ServiceError> {
         let mut unknown: Vec<String> = self.0.into_keys().collect();
         unknown.sort();
         if unknown.is_empty() {
             return Ok(());
         }
         Err(ServiceError::InvalidOption(format!(
-            "unknown option: {}; known are domains, all, bandwidth, timeout, peer, persistent, undefinesource, suspend, on-failure and technique",
-            unknown.join(", ")
+            "unknown option: {}; known are {}",
+            unknown.join(", "),
+            known.join(", ")
         )))
     }
 }
@@ -261,7 +422,7 @@ mod tests {
             (request.peer.host.as_str(), request.peer.port),
             ("b", 16520)
         );
-        assert_eq!(request.on_failure, OnFailure::Abort);
+        assert_eq!(request.policy, Policy::default());
         assert_eq!(request.bandwidth_bytes_per_s, None);
         assert_eq!(request.timeout, None);
     }
@@ -280,6 +441,13 @@ mod tests {
                 ("undefinesource", Variant::from(true)),
                 ("suspend", Variant::from(true)),
                 ("on-failure", Variant::from("continue")),
+                ("on-stall", Variant::from("leave")),
+                ("timeout-suspend", Variant::from(true)),
+                ("switchover", Variant::from("staggered")),
+                ("concurrency", Variant::from(3u64)),
+                ("parallel", Variant::from(4u64)),
+                ("auto-converge", Variant::from(true)),
+                ("unsafe", Variant::from(true)),
                 ("technique", Variant::from("all")),
             ]),
         )
@@ -292,7 +460,16 @@ mod tests {
         assert_eq!(request.timeout, Some(Duration::from_secs(60)));
         assert_eq!(request.peer.port, 1);
         assert!(request.persistent && request.undefine_source && request.suspend);
-        assert_eq!(request.on_failure, OnFailure::Continue);
+        assert_eq!(request.policy.on_failure, OnFailure::Continue);
+        assert_eq!(request.policy.on_stall, OnStall::Leave);
+        assert_eq!(request.policy.on_timeout, OnTimeout::Suspend);
+        assert_eq!(request.policy.switchover, Switchover::Staggered);
+        assert_eq!(request.policy.concurrency.get(), 3);
+        assert_eq!(request.parallel, NonZeroU8::new(4));
+        assert!(request.auto_converge && request.unsafe_disks);
+        assert!(request.check_members(3).is_ok());
+        let refused = request.check_members(4).expect_err("too many");
+        assert!(refused.sentence().contains("together"), "{refused}");
     }
 
     #[test]
@@ -303,8 +480,35 @@ mod tests {
                 .sentence()
                 .to_owned()
         };
-        let text = refuse("web", options([("postcopy", Variant::from(true))]));
-        assert!(text.contains("postcopy"), "{text}");
+        for (name, value, named) in [
+            ("zerocopy", Variant::from(true), "unknown option: zerocopy"),
+            ("copy-storage-all", Variant::from(true), "both hosts share"),
+            (
+                "switchover",
+                Variant::from("soon"),
+                "staggered, free, not 'soon'",
+            ),
+            (
+                "on-stall",
+                Variant::from("hope"),
+                "leave, abort, not 'hope'",
+            ),
+            ("concurrency", Variant::from(17u64), "1 to 16, not 17"),
+            ("concurrency", Variant::from(0u64), "not 0"),
+            ("parallel", Variant::from(0u64), "not 0"),
+            ("timeout-suspend", Variant::from(true), "the option timeout"),
+        ] {
+            let text = refuse("web", options([(name, value)]));
+            assert!(text.contains(name) && text.contains(named), "{text}");
+        }
+        let text = refuse(
+            "web",
+            options([
+                ("postcopy-resume", Variant::from(true)),
+                ("postcopy", Variant::from(true)),
+            ]),
+        );
+        assert!(text.contains("postcopy-resume"), "{text}");
         let text = refuse("web", options([("timeout", Variant::from("5"))]));
         assert!(
             text.contains("timeout") && text.contains("type is s"),

@@ -71,9 +71,13 @@ impl StreamRates {
         *then = now;
     }
 
-    /// How much a member may have left to send when its guest is stopped.
-    pub(crate) fn unsent_bytes(&self, member: usize) -> u64 {
-        let rate = self.bytes_per_ms.get(member).copied().unwrap_or(0);
+    /// How much a member may have left to send when its guest is stopped. `carried`: how fast its
+    /// dirty pages were sent last, in bytes per second, which says more than its stream as a whole
+    /// if that is slower: pages sent for the first time may cost less.
+    pub(crate) fn unsent_bytes(&self, member: usize, carried: Option<f64>) -> u64 {
+        let fastest = self.bytes_per_ms.get(member).copied().unwrap_or(0);
+        let carried = carried.map_or(u64::MAX, |carried| (carried / 1000.0) as u64);
+        let rate = fastest.min(carried);
         rate.saturating_mul(DOWNTIME_MS).max(UNSENT_BYTES_MIN)
     }
 }
@@ -86,13 +90,14 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Members with their domains.
+    /// The domains of all members, in their order.
     pub(crate) fn new(
         hypervisor: &Arc<dyn Hypervisor>,
-        members: impl Iterator<Item = (usize, Uuid)>,
+        members: impl Iterator<Item = Uuid>,
     ) -> Limits {
         let mut tasks = JoinSet::new();
         let wanted = members
+            .enumerate()
             .map(|(member, uuid)| {
                 let (sender, wanted) = watch::channel(0);
                 tasks.spawn(apply(hypervisor.clone(), uuid, wanted));
@@ -134,6 +139,13 @@ impl Limits {
         }
     }
 
+    /// The member's migration begins anew, and with QEMU's own limit.
+    pub(crate) fn restart(&self, member: usize) {
+        if let Some(wanted) = self.wanted.get(&member) {
+            wanted.send_replace(0);
+        }
+    }
+
     /// Gives a released member more room once its stream has flowed faster than it had by its
     /// release: otherwise a guest that dirties more than that would never switch over.
     pub(crate) fn raise(&self, member: usize, unsent_bytes: u64) {
@@ -158,6 +170,9 @@ async fn apply(hypervisor: Arc<dyn Hypervisor>, uuid: Uuid, mut wanted: watch::R
     while wanted.changed().await.is_ok() {
         for attempt in 1..=ATTEMPTS {
             let limit = *wanted.borrow_and_update();
+            if limit == 0 {
+                break;
+            }
             let set = ask(&hypervisor, move |hypervisor| {
                 hypervisor.set_max_downtime(uuid, limit)
             });
@@ -213,9 +228,11 @@ mod tests {
         // Too short to count, and not lost.
         rates.sample(at(510), [50_000_100, 9_000_000].into_iter());
         rates.sample(at(1500), [50_000_200, 10_000_000].into_iter());
-        assert_eq!(rates.unsent_bytes(0), 30_000_000);
-        assert_eq!(rates.unsent_bytes(1), 3_000_000);
-        assert_eq!(rates.unsent_bytes(7), UNSENT_BYTES_MIN);
+        assert_eq!(rates.unsent_bytes(0, None), 30_000_000);
+        assert_eq!(rates.unsent_bytes(1, None), 3_000_000);
+        assert_eq!(rates.unsent_bytes(7, None), UNSENT_BYTES_MIN);
+        assert_eq!(rates.unsent_bytes(0, Some(50e6)), 15_000_000);
+        assert_eq!(rates.unsent_bytes(0, Some(500e6)), 30_000_000);
         assert_eq!(limit_ms(30_000_000), 28_625);
         assert_eq!(limit_ms(u64::MAX), LIMIT_MS_MAX);
         assert_eq!(limit_ms(0), HELD_MS);

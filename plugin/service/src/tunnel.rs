@@ -27,6 +27,9 @@ pub trait Session: Send + Sync + 'static {
     fn migrate_uri(&self, member: usize) -> String;
     fn release(&self);
     fn release_member(&self, member: usize);
+    fn restart_member(&self, member: usize);
+    /// Nobody connects to the member's socket any more: without a connection it cannot migrate.
+    fn close_socket(&self, member: usize);
     fn set_bandwidth(&self, bytes_per_s: Option<u64>);
     fn counters(&self) -> SessionCounters;
     fn member_outcome(
@@ -63,6 +66,14 @@ impl Session for SourceSession {
 
     fn release_member(&self, member: usize) {
         SourceSession::release_member(self, member);
+    }
+
+    fn close_socket(&self, member: usize) {
+        SourceSession::close_socket(self, member);
+    }
+
+    fn restart_member(&self, member: usize) {
+        SourceSession::restart_member(self, member);
     }
 
     fn set_bandwidth(&self, bytes_per_s: Option<u64>) {

@@ -117,16 +117,16 @@ async fn bad_input_gets_a_named_error_and_no_job() {
         (
             "",
             URI,
-            Options::from([("postcopy", Variant::from(true))]),
+            Options::from([("zerocopy", Variant::from(true))]),
             "InvalidOption",
             "nothing to migrate",
         ),
         (
             "dead",
             URI,
-            Options::from([("postcopy", Variant::from(true))]),
+            Options::from([("zerocopy", Variant::from(true))]),
             "InvalidOption",
-            "postcopy",
+            "zerocopy",
         ),
     ];
     for (gang, uri, options, error, expected) in cases {
@@ -282,20 +282,29 @@ async fn abort_and_timeout_bring_everybody_back() {
 }
 
 #[tokio::test]
-async fn a_large_gang_goes_in_waves() {
+async fn a_large_gang_goes_in_a_rolling_queue() {
     let names: Vec<String> = (0..15).map(|n| format!("vm{n:02}")).collect();
     let domains: Vec<_> = names
         .iter()
-        .map(|name| (name.as_str(), Script::Good))
+        .map(|name| (name.as_str(), Script::Slow))
         .collect();
     let rig = Rig::new(Fake::new(&domains)).await;
-    let all = Options::from([("all", Variant::from(true))]);
+    let with = |concurrency: u64| {
+        Options::from([
+            ("all", Variant::from(true)),
+            ("concurrency", Variant::from(concurrency)),
+        ])
+    };
+    let mut together = with(12);
+    together.insert("switchover", Variant::from("together"));
+    let (_, text) = error_of(rig.migrate("", URI, together).await);
+    assert!(text.contains("15 members"), "{text}");
     let report = rig
-        .report(&rig.migrate("", URI, all).await.expect("starts"))
+        .report(&rig.migrate("", URI, with(6)).await.expect("starts"))
         .await;
     assert_eq!(report["state"], "completed");
     assert_eq!(report["domains"].as_array().map(Vec::len), Some(15));
-    assert_eq!(*rig.fake.most_at_once.lock().expect("lock"), 12);
+    assert_eq!(*rig.fake.most_at_once.lock().expect("lock"), 6);
 }
 
 #[tokio::test]
@@ -304,7 +313,10 @@ async fn stopping_the_daemon_aborts_what_runs() {
     let all = || Options::from([("all", Variant::from(true))]);
     let job = rig.migrate("", URI, all()).await.expect("starts");
     rig.coordinator.shutdown().await;
-    assert_eq!(rig.report(&job).await["state"], "aborted");
+    let report = rig.report(&job).await;
+    assert_eq!(report["state"], "aborted");
+    let error = report["error"].as_str().expect("an error");
+    assert!(error.contains("vmgangd was stopped"), "{error}");
     assert_eq!(
         error_of(rig.migrate("", URI, all()).await).0,
         "org.vmgang.Error.Busy"

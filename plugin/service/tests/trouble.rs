@@ -27,8 +27,8 @@ async fn run(fake: Fake, options: Options<'_>) -> (Rig, serde_json::Value) {
     (rig, report)
 }
 
-/// One wave of twelve and a second one.
-fn two_waves(first: Script, others: Script) -> Fake {
+/// More than are under way at once.
+fn large(first: Script, others: Script) -> Fake {
     let names: Vec<String> = (0..14).map(|n| format!("vm{n:02}")).collect();
     let domains: Vec<_> = names
         .iter()
@@ -113,15 +113,15 @@ async fn no_abort_reaches_a_domain_after_libvirts_answer() {
 
 #[tokio::test]
 async fn a_channel_error_of_a_member_that_migrated_is_no_failure() {
-    let fake = two_waves(Script::BreaksAfterRelease, Script::Good);
+    let fake = large(Script::BreaksAfterRelease, Script::Good);
     let (_rig, report) = run(fake, all()).await;
     assert_eq!(report["state"], "completed", "{report}");
     assert_eq!(report["error"], serde_json::Value::Null);
 }
 
 #[tokio::test]
-async fn no_wave_follows_a_lost_session() {
-    let fake = two_waves(Script::SessionLost, Script::Good);
+async fn nobody_starts_after_a_lost_session() {
+    let fake = large(Script::SessionLost, Script::NeverReady);
     let mut options = all();
     options.insert("on-failure", Variant::from("continue"));
     let (rig, report) = run(fake, options).await;
@@ -135,12 +135,108 @@ async fn no_wave_follows_a_lost_session() {
     assert_eq!(*rig.fake.started.lock().expect("lock"), 12);
 }
 
-#[tokio::test]
-async fn the_timeout_counts_from_the_start_of_each_wave() {
+fn with(option: &'static str, value: Variant<'static>) -> Options<'static> {
     let mut options = all();
-    options.insert("timeout", Variant::from(1u64));
-    let (_rig, report) = run(two_waves(Script::Slow, Script::Slow), options).await;
+    options.insert(option, value);
+    options
+}
+
+#[tokio::test]
+async fn a_member_that_does_not_converge_begins_anew_and_is_slowed_down() {
+    let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::Stalls)]);
+    let (rig, report) = run(fake, all()).await;
     assert_eq!(report["state"], "completed", "{report}");
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 3);
+}
+
+#[tokio::test]
+async fn one_that_never_converges_keeps_the_gang_here_with_its_figures() {
+    let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::AlwaysStalls)]);
+    let (rig, report) = run(fake, all()).await;
+    assert_eq!(report["state"], "failed", "{report}");
+    let error = report["error"].as_str().expect("an error");
+    assert!(
+        error.contains("vm2") && error.contains("1073.7 MB/s"),
+        "{error}"
+    );
+    assert_eq!(rig.fake.active_names(), ["vm1", "vm2"]);
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 3);
+}
+
+#[tokio::test]
+async fn one_that_never_converges_stays_behind_or_goes_to_post_copy() {
+    let gang = || Fake::new(&[("vm1", Script::Good), ("vm2", Script::AlwaysStalls)]);
+    let (rig, report) = run(gang(), with("on-stall", "leave".into())).await;
+    assert_eq!(report["state"], "partial", "{report}");
+    assert_eq!(names(&report, "state"), ["migrated", "source"]);
+    let error = report["domains"][1]["error"].as_str().expect("an error");
+    assert!(error.contains("dirties"), "{error}");
+    assert_eq!(rig.fake.active_names(), ["vm2"]);
+
+    let (_rig, report) = run(gang(), with("on-stall", "postcopy".into())).await;
+    assert_eq!(report["state"], "completed", "{report}");
+}
+
+#[tokio::test]
+async fn post_copy_goes_after_the_first_pass_or_on_command() {
+    let gang = || Fake::new(&[("vm1", Script::Good), ("vm2", Script::AlwaysStalls)]);
+    let (_rig, report) = run(gang(), with("postcopy", true.into())).await;
+    assert_eq!(report["state"], "completed", "{report}");
+
+    let gang = Fake::new(&[("vm1", Script::Good), ("vm2", Script::Copying)]);
+    let rig = Rig::new(gang).await;
+    let mut options = with("timeout-postcopy", true.into());
+    options.insert("timeout", Variant::from(600u64));
+    let job = rig.migrate("", URI, options).await.expect("starts");
+    let proxy = rig.job(&job).await;
+    let () = proxy.call("StartPostCopy", &()).await.expect("goes");
+    assert_eq!(rig.report(&job).await["state"], "completed");
+
+    let rig = Rig::new(Fake::new(&[("vm1", Script::NeverReady)])).await;
+    let job = rig.migrate("", URI, all()).await.expect("starts");
+    let proxy = rig.job(&job).await;
+    let (name, text) = error_of(proxy.call::<_, _, ()>("StartPostCopy", &()).await);
+    assert_eq!(name, "org.vmgang.Error.InvalidOption");
+    assert!(text.contains("option postcopy"), "{text}");
+}
+
+#[tokio::test]
+async fn what_this_qemu_cannot_do_is_refused_before_anything_starts() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good)])).await;
+    let mut options = with("postcopy", true.into());
+    options.insert("parallel", 2u64.into());
+    let (name, text) = error_of(rig.migrate("", URI, options).await);
+    assert_eq!(name, "org.vmgang.Error.InvalidOption");
+    assert!(text.contains("parallel") && text.contains("10.1"), "{text}");
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 0);
+}
+
+#[tokio::test]
+async fn a_timeout_suspends_what_does_not_converge() {
+    let mut options = with("timeout", 1u64.into());
+    options.insert("timeout-suspend", true.into());
+    let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::NeverReady)]);
+    let rig = Rig::new(fake).await;
+    let job = rig.migrate("", URI, options).await.expect("starts");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let suspended = rig.fake.suspended.lock().expect("lock").clone();
+    assert_eq!(suspended, ["vm1", "vm2"]);
+    let () = rig
+        .job(&job)
+        .await
+        .call("Abort", &())
+        .await
+        .expect("aborts");
+    assert_eq!(rig.report(&job).await["state"], "aborted");
+}
+
+#[tokio::test]
+async fn staggered_and_free_members_all_arrive() {
+    for how in ["staggered", "free", "together"] {
+        let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::Slow)]);
+        let (_rig, report) = run(fake, with("switchover", how.into())).await;
+        assert_eq!(report["state"], "completed", "{how}: {report}");
+    }
 }
 
 #[tokio::test]
@@ -266,4 +362,19 @@ async fn the_offer_follows_the_gangs_memory_and_this_hosts() {
         assert_eq!(report["state"], "completed", "{report}");
         assert_eq!(*rig.fake.window_offered.lock().expect("lock"), offered);
     }
+}
+
+#[tokio::test]
+async fn a_libvirt_that_would_crash_is_not_asked_to_go_on_with_a_post_copy() {
+    let mut fake = Fake::new(&[("vm1", Script::Good)]);
+    fake.libvirt_there = Some(11_003_000);
+    let rig = Rig::new(fake).await;
+    let resume = Options::from([
+        ("all", Variant::from(true)),
+        ("postcopy-resume", Variant::from(true)),
+    ]);
+    let (_, message) = error_of(rig.migrate("", URI, resume).await);
+    assert!(message.contains("11.3"), "{message}");
+    assert_eq!(*rig.fake.started.lock().expect("lock"), 0);
+    rig.migrate("", URI, all()).await.expect("starts");
 }

@@ -13,7 +13,8 @@ pub(crate) enum Kind {
 /// One RAM block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Block {
-    /// As in the migration stream.
+    /// As in the migration stream, but for machine types up to 3.1, whose names say where the object
+    /// is unless they are told not to.
     pub name: String,
     pub bytes: u64,
     pub kind: Kind,
@@ -56,7 +57,7 @@ fn json_backend(object: &str) -> Option<Block> {
         kind: kind(text("qom-type")?, flag("share").unwrap_or(false))?,
         name: name(
             text("id")?,
-            flag("x-use-canonical-path-for-ramblock-id").unwrap_or(true),
+            flag("x-use-canonical-path-for-ramblock-id").unwrap_or(false),
         ),
         bytes: object.get("size")?.as_u64()?,
     })
@@ -77,7 +78,7 @@ fn plain_backend(object: &str) -> Option<Block> {
         kind: kind(kind_name, flag("share").unwrap_or(false))?,
         name: name(
             text("id")?,
-            flag("x-use-canonical-path-for-ramblock-id").unwrap_or(true),
+            flag("x-use-canonical-path-for-ramblock-id").unwrap_or(false),
         ),
         bytes: size(text("size")?, 1)?,
     })
@@ -141,10 +142,10 @@ mod tests {
         let private = r#"{"qom-type":"memory-backend-ram","id":"ram-node0","size":1024}"#;
         let secret = r#"{"qom-type":"secret","id":"masterKey0","format":"raw"}"#;
         let found = parse(&["qemu", "-object", secret, "-object", private]);
-        assert_eq!(
-            found,
-            [("/objects/ram-node0".to_owned(), 1024, Kind::Private)]
-        );
+        assert_eq!(found, [("ram-node0".to_owned(), 1024, Kind::Private)]);
+        let named = r#"{"qom-type":"memory-backend-memfd","id":"r","x-use-canonical-path-for-ramblock-id":true,"share":true,"size":1}"#;
+        let found = parse(&["qemu", "-object", named]);
+        assert_eq!(found, [("/objects/r".to_owned(), 1, Kind::File)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!
 //! Formats: QEMU 10.0 `migration/savevm.c`, `migration/ram.c`, `migration/migration.c`.
 
+mod multifd;
 mod progress;
 pub mod rebuild;
 mod record;
@@ -20,7 +21,7 @@ mod zero_run;
 
 pub use progress::Progress;
 pub use return_path::ReturnPath;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{ConnectionKind, Tokenizer};
 
 /// Bytes of a target page. x86, s390x, ppc64 and KVM arm guests all migrate in 4 KiB pages,
 /// also when the host backs them with huge pages.
@@ -42,6 +43,9 @@ pub enum Token<'a> {
         fill: u8,
         count: usize,
     },
+    /// `count` page addresses as a multifd packet lists them, at least one, each one page further than
+    /// the one before it, none beyond the end of addresses: be64 each. 8 bytes each.
+    Addresses { address: u64, count: usize },
     /// A page record in the same RAM block as the record before it:
     /// be64 (address | PAGE | CONTINUE), then the page. 4104 bytes.
     Page { address: u64, body: &'a Page },
@@ -55,6 +59,7 @@ impl Token<'_> {
         match self {
             Token::Opaque(bytes) => bytes.len(),
             Token::Zeros { count, .. } => count * rebuild::ZERO_RECORD_BYTES,
+            Token::Addresses { count, .. } => count * rebuild::ADDRESS_BYTES,
             Token::Page { .. } => rebuild::PAGE_RECORD_BYTES,
             Token::Body(_) => PAGE_BYTES,
         }

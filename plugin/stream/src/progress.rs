@@ -9,6 +9,17 @@ use crate::PAGE_BYTES;
 /// loses the exact end of its first pass.
 const BLOCKS_MAX: usize = 1024;
 
+/// How far post-copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum PostCopy {
+    #[default]
+    No,
+    /// The guest's devices are on their way.
+    Package,
+    /// The guest runs at the destination, and its pages follow.
+    Pages,
+}
+
 /// What the stream has told about the migration so far.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -23,6 +34,14 @@ pub struct Progress {
     guest_stopped: bool,
     ram_ended: bool,
     tail_is_empty_part: bool,
+    total_bytes: u64,
+    /// Pages go over other connections.
+    multifd: bool,
+    post_copy: PostCopy,
+    passes: u64,
+    last_pass_pages: u64,
+    /// Page and zero records up to the end of the last pass.
+    pages_before_pass: u64,
 }
 
 impl Progress {
@@ -37,9 +56,30 @@ impl Progress {
         self.first_pass_done
     }
 
+    /// Passes over the dirty pages that have ended, the first one included. A pass whose pages all
+    /// lie behind those of the one before counts as the same one.
+    pub fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// Pages go over other connections: this one tells only where passes end.
+    pub fn multifd(&self) -> bool {
+        self.multifd
+    }
+
+    /// Pages sent on this connection in the last pass that has ended; 0 if the guest had written to none.
+    pub fn last_pass_pages(&self) -> u64 {
+        self.last_pass_pages
+    }
+
     /// The source guest does not run any more: everything that follows is downtime.
     pub fn guest_stopped(&self) -> bool {
         self.guest_stopped
+    }
+
+    /// The guest runs at the destination by now, and its memory follows.
+    pub fn post_copy(&self) -> bool {
+        self.post_copy == PostCopy::Pages
     }
 
     /// The RAM section has ended; device state follows.
@@ -51,6 +91,11 @@ impl Progress {
     /// the guest is idle and QEMU, held back from switching over, spins through empty passes.
     pub fn tail_is_empty_part(&self) -> bool {
         self.tail_is_empty_part
+    }
+
+    /// Guest memory as announced at the start, in bytes; 0 until then.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
     }
 
     /// Zero records seen.
@@ -67,22 +112,66 @@ impl Progress {
         self.begun = true;
     }
 
+    pub(crate) fn declare_total(&mut self, bytes: u64) {
+        self.total_bytes = bytes;
+    }
+
     pub(crate) fn declare_block(&mut self, name: &[u8]) {
         if self.blocks.len() < BLOCKS_MAX {
             self.blocks.push(name.into());
         }
     }
 
+    pub(crate) fn package_begins(&mut self) {
+        self.post_copy = PostCopy::Package;
+    }
+
     pub(crate) fn section_begins(&mut self) {
+        if self.post_copy == PostCopy::Package {
+            self.post_copy = PostCopy::Pages;
+        }
         self.records_in_section = 0;
     }
 
     pub(crate) fn section_ends(&mut self, is_part: bool) {
         if is_part && self.records_in_section == 0 {
+            // QEMU sends at least one page per section while a pass has pages left, unless these
+            // go over other connections.
+            if !self.multifd && !self.tail_is_empty_part && self.pages() > 0 {
+                if self.pages() > self.pages_before_pass {
+                    self.pass_ends(0);
+                }
+                self.pass_ends(0);
+            }
             self.tail_is_empty_part = true;
-            // QEMU sends at least one page per section while a pass has pages left.
-            self.first_pass_done |= self.zero_records + self.page_records > 0;
         }
+    }
+
+    /// QEMU has sent all it had to, over all connections: at set-up, and then after each pass.
+    pub(crate) fn multifd_flush(&mut self, is_part: bool) {
+        self.multifd = true;
+        if is_part {
+            self.pass_ends(0);
+        }
+    }
+
+    /// A packet lists so many pages.
+    pub(crate) fn packet(&mut self, normal: u32, zero: u32) {
+        self.page_records += u64::from(normal);
+        self.zero_records += u64::from(zero);
+    }
+
+    fn pages(&self) -> u64 {
+        self.zero_records + self.page_records
+    }
+
+    /// The last `next` of the pages so far belong to the next pass.
+    fn pass_ends(&mut self, next: u64) {
+        let pages = self.pages().saturating_sub(next);
+        self.first_pass_done = true;
+        self.passes += 1;
+        self.last_pass_pages = pages.saturating_sub(self.pages_before_pass);
+        self.pages_before_pass = pages;
     }
 
     pub(crate) fn ram_end_begins(&mut self) {
@@ -119,8 +208,10 @@ impl Progress {
         let next = self.blocks.iter().position(|known| **known == *name);
         if next != self.current {
             // QEMU walks the blocks in the order it announced them: going back is a new pass.
-            if let (Some(next), Some(current)) = (next, self.current) {
-                self.first_pass_done |= next < current;
+            if let (Some(next), Some(current)) = (next, self.current)
+                && next < current
+            {
+                self.pass_ends(0);
             }
             self.current = next;
             self.last_address = None;
@@ -138,7 +229,7 @@ impl Progress {
         self.records_in_section += 1;
         self.tail_is_empty_part = false;
         if self.last_address.is_some_and(|last| address <= last) {
-            self.first_pass_done = true;
+            self.pass_ends(1);
         }
         self.last_address = Some(address);
     }

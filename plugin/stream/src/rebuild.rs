@@ -9,6 +9,14 @@ pub const ZERO_RECORD_BYTES: usize = 9;
 /// Stream bytes of one page record with CONTINUE: be64 header and the page.
 pub const PAGE_RECORD_BYTES: usize = 8 + PAGE_BYTES;
 
+/// Stream bytes of one address in the list of a multifd packet.
+pub const ADDRESS_BYTES: usize = 8;
+
+/// Appends an address as a multifd packet lists it.
+pub fn address(out: &mut Vec<u8>, address: u64) {
+    out.extend_from_slice(&address.to_be_bytes());
+}
+
 /// Appends a zero record. `address` is a page-aligned offset in the RAM block.
 pub fn zero_record(out: &mut Vec<u8>, address: u64, fill: u8) {
     out.extend_from_slice(&zero_word(address).to_be_bytes());
@@ -42,6 +50,14 @@ pub fn token(out: &mut Vec<u8>, token: &Token<'_>) {
         } => {
             for number in 0..count {
                 zero_record(out, address + (number * PAGE_BYTES) as u64, fill);
+            }
+        }
+        Token::Addresses {
+            address: first,
+            count,
+        } => {
+            for number in 0..count {
+                address(out, first + (number * PAGE_BYTES) as u64);
             }
         }
         Token::Page { address, body } => page_record(out, address, body),

@@ -2,8 +2,7 @@
 //!
 //! Must not: be used outside tests (feature `synthetic`).
 
-use crate::record;
-use crate::{PAGE_BYTES, Page, rebuild};
+use crate::{PAGE_BYTES, Page, multifd, rebuild, record};
 
 /// Builds a stream section by section.
 #[derive(Debug, Default)]
@@ -105,6 +104,13 @@ impl StreamBuilder {
         self.command(record::COMMAND_SWITCHOVER_START, &[])
     }
 
+    /// All connections have sent what they had.
+    pub fn multifd_flush(&mut self) -> &mut Self {
+        self.bytes
+            .extend_from_slice(&record::FLAG_MULTIFD_FLUSH.to_be_bytes());
+        self
+    }
+
     /// Any bytes: device state, or something QEMU never wrote.
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
@@ -140,5 +146,88 @@ impl StreamBuilder {
         builder.raw(&[record::TAG_SECTION_FULL]);
         builder.raw(&[0x55; 5000]);
         builder.bytes
+    }
+}
+
+/// What QEMU writes on a multifd channel.
+#[derive(Debug)]
+pub struct MultifdBuilder {
+    bytes: Vec<u8>,
+    packets: u64,
+    /// The list of addresses keeps what an earlier packet had in it.
+    addresses: [u64; multifd::ADDRESSES as usize],
+}
+
+impl MultifdBuilder {
+    pub fn new(channel: u8) -> Self {
+        let mut bytes = multifd::START.to_vec();
+        bytes.extend_from_slice(&[0x77; 16]);
+        bytes.push(channel);
+        bytes.resize(multifd::START_BYTES, 0);
+        Self {
+            bytes,
+            packets: 0,
+            addresses: [0; multifd::ADDRESSES as usize],
+        }
+    }
+
+    /// A packet of pages as they are, and of the addresses of zero pages; 128 together at most.
+    pub fn packet(&mut self, pages: &[(u64, Page)], zeros: &[u64]) -> &mut Self {
+        self.header(0, pages, zeros, (pages.len() * PAGE_BYTES) as u32);
+        for (_, page) in pages {
+            self.bytes.extend_from_slice(page);
+        }
+        self
+    }
+
+    /// A packet whose pages are compressed.
+    pub fn compressed(&mut self, pages: &[(u64, Page)], body: &[u8]) -> &mut Self {
+        self.header(4, pages, &[], body.len() as u32);
+        self.bytes.extend_from_slice(body);
+        self
+    }
+
+    /// The end of a round.
+    pub fn sync(&mut self) -> &mut Self {
+        self.header(1, &[], &[], 0);
+        self
+    }
+
+    /// Device state.
+    pub fn device(&mut self, body: &[u8]) -> &mut Self {
+        let out = &mut self.bytes;
+        out.extend_from_slice(&multifd::START);
+        out.extend_from_slice(&0x40u32.to_be_bytes());
+        out.extend_from_slice(&[0; 260]);
+        out.extend_from_slice(&(body.len() as u32).to_be_bytes());
+        out.extend_from_slice(body);
+        self
+    }
+
+    fn header(&mut self, flags: u32, pages: &[(u64, Page)], zeros: &[u64], bytes: u32) {
+        let listed = pages.iter().map(|(address, _)| address).chain(zeros);
+        for (place, address) in self.addresses.iter_mut().zip(listed) {
+            *place = *address;
+        }
+        let out = &mut self.bytes;
+        out.extend_from_slice(&multifd::START);
+        let (normal, zero) = (pages.len() as u32, zeros.len() as u32);
+        for field in [flags, multifd::ADDRESSES, normal, bytes] {
+            out.extend_from_slice(&field.to_be_bytes());
+        }
+        out.extend_from_slice(&self.packets.to_be_bytes());
+        out.extend_from_slice(&zero.to_be_bytes());
+        out.extend_from_slice(&[0; 28]);
+        let mut name = BLOCK.to_vec();
+        name.resize(256, 0);
+        out.extend_from_slice(&name);
+        for address in self.addresses {
+            out.extend_from_slice(&address.to_be_bytes());
+        }
+        self.packets += 1;
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }

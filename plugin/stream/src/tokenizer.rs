@@ -4,9 +4,13 @@
 //! Must not: fail. What it does not understand becomes [`Token::Opaque`]; what it cannot
 //! follow at all turns the rest of the connection opaque.
 
-use crate::rebuild::{PAGE_RECORD_BYTES, ZERO_RECORD_BYTES};
+use crate::multifd::{self, Packet};
+use crate::rebuild::{ADDRESS_BYTES, PAGE_RECORD_BYTES, ZERO_RECORD_BYTES};
 use crate::record::{self, be16, be32, be64, counted_string};
 use crate::{PAGE_BYTES, Page, Progress, Token, zero_run};
+
+/// Shorter runs of addresses stay as they are.
+const ADDRESSES_MIN: usize = 4;
 
 /// No single unit of the format is longer: a command carries up to 64 KiB, an XBZRLE or
 /// compressed page likewise, plus headers.
@@ -31,8 +35,32 @@ enum State {
     Footer,
     /// In a section of unknown length: looking for its footer.
     Resync { section: u32 },
+    /// In a stream inside the stream, which post-copy begins with; `left` bytes of it are to come.
+    Package { left: u32 },
+    /// Before a packet of multifd.
+    Packet,
+    /// In its list of addresses, `left` of which are to come, before `pages` or else `bytes`.
+    Addresses { left: u32, pages: u32, bytes: u32 },
+    /// In the pages of a packet.
+    PacketPages { left: u32 },
+    /// In what a packet has instead of pages.
+    PacketBytes { left: u32 },
     /// Not parsed any more.
     Opaque,
+}
+
+/// What a connection of QEMU is for, by how it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConnectionKind {
+    /// Not known yet, or none of these.
+    #[default]
+    Unknown,
+    /// The migration stream.
+    Main,
+    /// Pages beside it, in packets.
+    Multifd,
+    /// Requested pages beside it, in post-copy: bare records.
+    Preempt,
 }
 
 /// Which RAM section is being read.
@@ -50,6 +78,8 @@ enum Unit<'a> {
     Skip(usize),
     /// A zero record with CONTINUE.
     Zero { address: u64, fill: u8 },
+    /// Rising addresses in the list of a packet.
+    Addresses { address: u64, count: usize },
     /// A page record with CONTINUE.
     Page { address: u64, body: &'a Page },
     /// `header` opaque bytes, then a page.
@@ -63,6 +93,7 @@ enum Unit<'a> {
 /// more bytes, or with `flush` when the source has gone quiet: then everything is taken.
 #[derive(Debug)]
 pub struct Tokenizer {
+    kind: ConnectionKind,
     state: State,
     ram_id: Option<u32>,
     ram_section: RamSection,
@@ -82,6 +113,7 @@ impl Tokenizer {
     /// A tokenizer for a fresh connection.
     pub fn new() -> Self {
         Self {
+            kind: ConnectionKind::Unknown,
             state: State::FileHeader,
             ram_id: None,
             ram_section: RamSection::Start,
@@ -93,6 +125,11 @@ impl Tokenizer {
     /// What the stream has told about the migration so far.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// What the connection is for.
+    pub fn kind(&self) -> ConnectionKind {
+        self.kind
     }
 
     /// Whether nothing on this connection is understood any more (or ever was).
@@ -154,6 +191,12 @@ impl Tokenizer {
                     at += more * ZERO_RECORD_BYTES;
                     opaque_from = at;
                 }
+                Unit::Addresses { address, count } => {
+                    emit_opaque(opaque_from, at, &mut sink);
+                    sink(Token::Addresses { address, count });
+                    at += count * ADDRESS_BYTES;
+                    opaque_from = at;
+                }
                 Unit::Page { address, body } => {
                     emit_opaque(opaque_from, at, &mut sink);
                     sink(Token::Page { address, body });
@@ -196,6 +239,7 @@ impl Tokenizer {
                 }
                 Unit::Skip(len) => len,
                 Unit::Zero { .. } => ZERO_RECORD_BYTES,
+                Unit::Addresses { count, .. } => count * ADDRESS_BYTES,
                 Unit::Page { .. } => PAGE_RECORD_BYTES,
                 Unit::HeaderAndBody(header, _) => header + PAGE_BYTES,
             };
@@ -247,6 +291,11 @@ impl Tokenizer {
             State::BlockPageSize { left } => self.block_page_size(buf, left),
             State::Records => self.record(buf),
             State::Footer => self.footer(buf),
+            State::Package { left } => self.package(buf, left),
+            State::Packet => self.packet(buf),
+            State::Addresses { left, pages, bytes } => self.addresses(buf, left, pages, bytes),
+            State::PacketPages { left } => self.packet_page(buf, left),
+            State::PacketBytes { left } => self.packet_bytes(buf, left),
             State::Resync { .. } | State::Opaque => Some(Unit::Skip(buf.len())),
         };
         unit.unwrap_or(Unit::Incomplete)
@@ -258,16 +307,36 @@ impl Tokenizer {
     }
 
     fn file_header<'a>(&mut self, buf: &'a [u8]) -> Option<Unit<'a>> {
-        let known = buf.len().min(record::FILE_HEADER.len());
-        if buf[..known] != record::FILE_HEADER[..known] {
+        let begins = |with: &[u8]| buf.starts_with(&with[..buf.len().min(with.len())]);
+        if begins(&record::FILE_HEADER) {
+            buf.get(..record::FILE_HEADER.len())?;
+            self.kind = ConnectionKind::Main;
+            self.progress.begins();
+            self.state = State::Sections;
+            return Some(Unit::Skip(record::FILE_HEADER.len()));
+        }
+        if begins(&multifd::START) {
+            buf.get(..multifd::START_BYTES)?;
+            self.kind = ConnectionKind::Multifd;
+            self.state = State::Packet;
+            return Some(Unit::Skip(multifd::START_BYTES));
+        }
+        self.bare_records(buf)
+    }
+
+    /// A connection that begins with a page of a named block has nothing but such records.
+    fn bare_records<'a>(&mut self, buf: &'a [u8]) -> Option<Unit<'a>> {
+        let flags = be64(buf, 0)? & record::FLAGS_MASK;
+        if flags != record::FLAG_PAGE && flags != record::FLAG_ZERO {
             return self.give_up();
         }
-        if known < record::FILE_HEADER.len() {
-            return None;
+        let (name, _) = counted_string(buf, 8)?;
+        if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
+            return self.give_up();
         }
-        self.progress.begins();
-        self.state = State::Sections;
-        Some(Unit::Skip(known))
+        self.kind = ConnectionKind::Preempt;
+        self.state = State::Records;
+        Some(Unit::Skip(0))
     }
 
     fn section<'a>(&mut self, buf: &'a [u8]) -> Option<Unit<'a>> {
@@ -329,11 +398,78 @@ impl Tokenizer {
             // Post-copy begins: device state in a nested stream, then pages in no order.
             record::COMMAND_PACKAGED => {
                 self.progress.switchover_starts();
-                self.state = State::Opaque;
+                self.progress.package_begins();
+                self.state = match be32(buf, 5) {
+                    Some(left) if len == 9 => State::Package { left },
+                    _ => State::Opaque,
+                };
             }
             _ => {}
         }
         Some(Unit::Skip(len))
+    }
+
+    fn package<'a>(&mut self, buf: &'a [u8], left: u32) -> Option<Unit<'a>> {
+        let (take, left) = part(buf, left);
+        self.state = match left {
+            0 => State::Sections,
+            left => State::Package { left },
+        };
+        Some(Unit::Skip(take))
+    }
+
+    fn packet<'a>(&mut self, buf: &'a [u8]) -> Option<Unit<'a>> {
+        let Ok((packet, fields)) = Packet::read(buf)? else {
+            return self.give_up();
+        };
+        self.state = match packet {
+            Packet::Device { bytes } => packet_body(0, bytes),
+            Packet::Pages {
+                normal,
+                zero,
+                as_they_are,
+                bytes,
+            } => {
+                self.progress.packet(normal, zero);
+                State::Addresses {
+                    left: multifd::ADDRESSES,
+                    pages: if as_they_are { normal } else { 0 },
+                    bytes,
+                }
+            }
+        };
+        Some(Unit::Skip(fields))
+    }
+
+    fn addresses<'a>(
+        &mut self,
+        buf: &'a [u8],
+        left: u32,
+        pages: u32,
+        bytes: u32,
+    ) -> Option<Unit<'a>> {
+        let (address, count) = multifd::rising(buf, left)?;
+        self.state = match left.saturating_sub(count as u32) {
+            0 => packet_body(pages, bytes),
+            left => State::Addresses { left, pages, bytes },
+        };
+        Some(if count < ADDRESSES_MIN {
+            Unit::Skip(count * ADDRESS_BYTES)
+        } else {
+            Unit::Addresses { address, count }
+        })
+    }
+
+    fn packet_page<'a>(&mut self, buf: &'a [u8], left: u32) -> Option<Unit<'a>> {
+        let body: &Page = buf.first_chunk()?;
+        self.state = packet_body(left - 1, 0);
+        Some(Unit::HeaderAndBody(0, body))
+    }
+
+    fn packet_bytes<'a>(&mut self, buf: &'a [u8], left: u32) -> Option<Unit<'a>> {
+        let (take, left) = part(buf, left);
+        self.state = packet_body(0, left);
+        Some(Unit::Skip(take))
     }
 
     fn block_list<'a>(&mut self, buf: &'a [u8], left: u64) -> Option<Unit<'a>> {
@@ -394,14 +530,23 @@ impl Tokenizer {
                 self.progress.zero(address);
                 Some(Unit::Skip(next + 1))
             }
+            record::FLAG_EOS if self.kind == ConnectionKind::Preempt => {
+                self.state = State::Opaque;
+                Some(Unit::Skip(8))
+            }
             record::FLAG_EOS => {
                 self.progress
                     .section_ends(self.ram_section == RamSection::Part);
                 self.state = State::Footer;
                 Some(Unit::Skip(8))
             }
-            record::FLAG_MULTIFD_FLUSH => Some(Unit::Skip(8)),
+            record::FLAG_MULTIFD_FLUSH => {
+                self.progress
+                    .multifd_flush(self.ram_section == RamSection::Part);
+                Some(Unit::Skip(8))
+            }
             record::FLAG_MEM_SIZE => {
+                self.progress.declare_total(address);
                 self.state = if address > 0 {
                     State::BlockList { left: address }
                 } else {
@@ -459,6 +604,21 @@ impl Tokenizer {
         };
         Some(Unit::Skip(footer))
     }
+}
+
+/// What comes next in a packet, behind its addresses.
+fn packet_body(pages: u32, bytes: u32) -> State {
+    match (pages, bytes) {
+        (0, 0) => State::Packet,
+        (0, left) => State::PacketBytes { left },
+        (left, _) => State::PacketPages { left },
+    }
+}
+
+/// How many of the bytes belong to something of which so many are left, and how many are left then.
+fn part(buf: &[u8], left: u32) -> (usize, u32) {
+    let take = u32::try_from(buf.len()).unwrap_or(u32::MAX).min(left);
+    (take as usize, left - take)
 }
 
 /// Where the bytes after the footer of `section` start, if a plausible one is in `buf`:

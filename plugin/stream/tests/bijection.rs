@@ -2,8 +2,8 @@
 //! flushed anywhere, the tokens' bytes are the input's bytes.
 
 use proptest::prelude::*;
-use vmgang_stream::synthetic::StreamBuilder;
-use vmgang_stream::{PAGE_BYTES, Page, Token, Tokenizer, rebuild};
+use vmgang_stream::synthetic::{MultifdBuilder, StreamBuilder};
+use vmgang_stream::{ConnectionKind, PAGE_BYTES, Page, Token, Tokenizer, rebuild};
 
 /// Runs `input` through a fresh tokenizer, like [`run_with`].
 fn run(input: &[u8], pieces: &[(usize, bool)]) -> (Vec<u8>, usize, usize) {
@@ -81,6 +81,31 @@ fn well_formed() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
+fn address(number: usize) -> u64 {
+    (number * PAGE_BYTES) as u64
+}
+
+/// A multifd channel with packets of all kinds.
+fn multifd() -> impl Strategy<Value = Vec<u8>> {
+    let packet = (0usize..70, 0usize..58, any::<u8>(), 0usize..1000, 0u8..5);
+    prop::collection::vec(packet, 1..8).prop_map(|packets| {
+        let mut builder = MultifdBuilder::new(1);
+        for (pages, zeros, seed, first, kind) in packets {
+            let pages: Vec<_> = (0..pages)
+                .map(|i| (address(first + i), page(seed.wrapping_add(i as u8))))
+                .collect();
+            let zeros: Vec<_> = (0..zeros).map(|i| address(first + 3000 + i)).collect();
+            match kind {
+                0 => builder.sync(),
+                1 => builder.compressed(&pages, &[seed; 5000][..first * 3]),
+                2 => builder.device(&[seed; 700][..first / 2]),
+                _ => builder.packet(&pages, &zeros),
+            };
+        }
+        builder.bytes().to_vec()
+    })
+}
+
 fn pieces() -> impl Strategy<Value = Vec<(usize, bool)>> {
     prop::collection::vec((1usize..9000, any::<bool>()), 1..20)
 }
@@ -104,8 +129,16 @@ proptest! {
     }
 
     #[test]
+    fn multifd_channels_come_back(input in multifd(), pieces in pieces()) {
+        prop_assert_eq!(run(&input, &pieces).0, input.clone());
+        let mut tokenizer = Tokenizer::new();
+        run_with(&mut tokenizer, &input, &pieces);
+        prop_assert!(!tokenizer.is_opaque() && tokenizer.kind() == ConnectionKind::Multifd);
+    }
+
+    #[test]
     fn mutated_streams_come_back(
-        mut input in well_formed(),
+        mut input in prop_oneof![well_formed(), multifd()],
         pieces in pieces(),
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..30),
     ) {
@@ -230,7 +263,7 @@ fn flushes_anywhere_before_the_pages_do_not_hide_them() {
 }
 
 /// What other QEMUs and options write: several blocks, post-copy's page sizes, XBZRLE
-/// deltas, multifd flushes, compressed pages of old versions.
+/// deltas, compressed pages of old versions.
 #[test]
 fn other_dialects_are_followed() {
     let mut bytes = b"QEVM\0\0\0\x03".to_vec();
@@ -256,7 +289,6 @@ fn other_dialects_are_followed() {
     bytes.extend(b"\x02\0\0\0\x02");
     record(&mut bytes, 0x08, b"\x04huge", &page(1));
     record(&mut bytes, 0x1000 | 0x28, b"", &page(2));
-    record(&mut bytes, 0x200, b"", b"");
     record(&mut bytes, 0x2000 | 0x60, b"", b"\x01\0\x03abc");
     record(&mut bytes, 0x3000 | 0x120, b"", b"\0\0\0\x05zlib!");
     record(&mut bytes, 0x08, b"\x03rom", &page(3));
@@ -277,4 +309,118 @@ fn other_dialects_are_followed() {
     // Going back to an earlier block is the next pass.
     tokenizer.push(&bytes[first_pass..], false, |_| {});
     assert!(tokenizer.progress().first_pass_done());
+}
+
+/// Every page of a packet is found, and a list of addresses becomes one token; what was in the list
+/// before is one as well.
+#[test]
+fn the_pages_of_a_packet_are_found() {
+    let pages: Vec<_> = (0..100).map(|i| (address(i), page(i as u8))).collect();
+    let zeros: Vec<_> = (0..28).map(|i| address(500 + i)).collect();
+    let mut builder = MultifdBuilder::new(0);
+    builder.packet(&pages, &zeros).sync();
+    builder
+        .packet(&pages[..1], &[])
+        .compressed(&pages[..7], b"zstd");
+    builder.device(b"state").packet(&pages[..50], &[]);
+    let mut tokenizer = Tokenizer::new();
+    let mut lists = Vec::new();
+    let (mut bodies, mut opaque) = (0, 0);
+    let taken = tokenizer.push(builder.bytes(), false, |token| match token {
+        Token::Addresses { address, count } => lists.push((address / 4096, count)),
+        Token::Body(body) => {
+            assert!(pages.iter().any(|(_, page)| page == body));
+            bodies += 1;
+        }
+        Token::Opaque(bytes) => opaque += bytes.len(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(taken, builder.bytes().len());
+    assert_eq!(bodies, 151);
+    assert_eq!(lists.len(), 10, "{lists:?}");
+    assert!(
+        lists
+            .iter()
+            .all(|list| [(0, 100), (500, 28)].contains(list))
+    );
+    // Starts of packets, and what is compressed.
+    assert_eq!(opaque, 64 + 5 * 320 + 276 + 4 + 5);
+    let progress = tokenizer.progress();
+    assert_eq!(
+        (progress.page_records(), progress.zero_records()),
+        (158, 28)
+    );
+    assert_eq!(run(builder.bytes(), &[(77, true)]).0, builder.bytes());
+}
+
+#[test]
+fn with_multifd_passes_end_where_everything_is_flushed() {
+    let mut builder = StreamBuilder::new(8 * PAGE_BYTES as u64);
+    let mut tokenizer = Tokenizer::new();
+    let mut from = 0;
+    let mut look = |builder: &StreamBuilder| {
+        let taken = tokenizer.push(&builder.bytes()[from..], true, |_| {});
+        from += taken;
+        let progress = tokenizer.progress();
+        (
+            progress.multifd(),
+            progress.first_pass_done(),
+            progress.passes(),
+        )
+    };
+    assert_eq!(look(&builder), (false, false, 0));
+    // QEMU flushes in the first section, and writes sections while others have pages.
+    builder.raw(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    builder.multifd_flush().end_ram_section();
+    assert_eq!(look(&builder), (true, false, 0));
+    builder
+        .begin_part()
+        .end_ram_section()
+        .begin_part()
+        .end_ram_section();
+    assert_eq!(look(&builder), (true, false, 0));
+    builder.begin_part().multifd_flush().end_ram_section();
+    assert_eq!(look(&builder), (true, true, 1));
+    builder.begin_part().multifd_flush().end_ram_section();
+    assert_eq!(look(&builder), (true, true, 2));
+}
+
+/// Behind the package come the pages that nobody has asked for; those that somebody has come on a
+/// connection of their own.
+#[test]
+fn post_copy_pages_are_found_on_both_connections() {
+    let mut builder = StreamBuilder::new(8 * PAGE_BYTES as u64);
+    builder.begin_part().page(0, &page(1)).end_ram_section();
+    builder.command(6, b"\0\x06pc.ram\0");
+    builder.command(7, &300u32.to_be_bytes());
+    // A stream inside the stream, which is not looked into.
+    builder.raw(&[0x02; 300]);
+    builder
+        .begin_part()
+        .page(4096, &page(2))
+        .page(8192, &page(3))
+        .end_ram_section();
+    builder.begin_end().end_ram_section().raw(&[0]);
+    for pieces in [[(builder.bytes().len(), false)], [(100, true)]] {
+        let mut tokenizer = Tokenizer::new();
+        let (out, pages, _) = run_with(&mut tokenizer, builder.bytes(), &pieces);
+        assert_eq!(out, builder.bytes());
+        let progress = tokenizer.progress();
+        assert!(progress.guest_stopped() && progress.ram_ended() && progress.post_copy());
+        assert!(pieces[0].1 || pages == 3, "{pages}");
+    }
+
+    let mut requested = 0x5008u64.to_be_bytes().to_vec();
+    requested.extend(b"\x06pc.ram");
+    requested.extend(page(4));
+    rebuild::page_record(&mut requested, 0x9000, &page(5));
+    rebuild::zero_record(&mut requested, 0x2000, 0);
+    requested.extend(0x10u64.to_be_bytes());
+    let mut tokenizer = Tokenizer::new();
+    let whole = [(requested.len(), false)];
+    let (out, pages, zeros) = run_with(&mut tokenizer, &requested, &whole);
+    assert_eq!(out, requested);
+    assert_eq!((pages, zeros), (2, 1));
+    assert_eq!(tokenizer.kind(), ConnectionKind::Preempt);
+    assert_eq!(run(&requested, &[(3, true)]).0, requested);
 }

@@ -11,6 +11,7 @@ use vmgang_wire::payload::{
 enum Step {
     Opaque(Vec<u8>),
     Zero(u64, u8),
+    Address(u64),
     Page {
         record: Option<u64>,
         content: u8,
@@ -69,6 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         prop::collection::vec(any::<u8>(), 1..50).prop_map(Step::Opaque),
         (pages(), prop_oneof![Just(0u8), any::<u8>()]).prop_map(|(p, f)| Step::Zero(p << 12, f)),
+        pages().prop_map(|p| Step::Address(p << 12)),
         (prop::option::of(pages()), 0u8..4, slots(), any::<u8>()).prop_map(
             |(page, content, slot, tag)| Step::Page {
                 record: page.map(|page| page << 12),
@@ -112,6 +114,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             for i in 0..count as u64 {
                 steps.push(match step.clone() {
                     Step::Opaque(bytes) => Step::Opaque(bytes),
+                    Step::Address(address) => {
+                        Step::Address(address.saturating_add(i << 12) & !0xfff)
+                    }
                     Step::Zero(address, fill) => {
                         Step::Zero(address.saturating_add(i << 12) & !0xfff, fill)
                     }
@@ -169,6 +174,7 @@ fn operation<'a>(step: &'a Step, page: &'a [u8; PAGE_BYTES]) -> Operation<'a> {
             address: *address,
             fill: *fill,
         },
+        Step::Address(address) => Operation::Address { address: *address },
         Step::Page {
             record,
             content,
@@ -229,6 +235,7 @@ fn encode(operations: &[Operation<'_>]) -> (Vec<u8>, Costs) {
         match *operation {
             Operation::Opaque(bytes) => encoder.opaque(bytes),
             Operation::Zero { address, fill } => encoder.zero(address, fill),
+            Operation::Address { address } => encoder.addresses(address, 1),
             Operation::Page { place, content } => encoder.page(place, content),
             Operation::Keep { .. } => unreachable!("no step is one"),
         }

@@ -172,7 +172,7 @@ fn stream() -> Vec<u8> {
                 stream.extend_from_slice(&(address | 0x22).to_be_bytes());
                 stream.push(fill);
             }
-            Operation::Keep { .. } => unreachable!("there is none"),
+            Operation::Keep { .. } | Operation::Address { .. } => unreachable!("there is none"),
             Operation::Page { place, content } => {
                 if let Place::Record { address } = place {
                     stream.extend_from_slice(&(address | 0x28).to_be_bytes());
@@ -203,7 +203,7 @@ fn the_worked_example_is_what_the_encoder_writes() {
             Operation::Opaque(bytes) => encoder.opaque(bytes),
             Operation::Zero { address, fill } => encoder.zero(address, fill),
             Operation::Page { place, content } => encoder.page(place, content),
-            Operation::Keep { .. } => unreachable!("there is none"),
+            Operation::Keep { .. } | Operation::Address { .. } => unreachable!("there is none"),
         }
     }
     let mut payload = Vec::new();

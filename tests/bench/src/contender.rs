@@ -81,7 +81,8 @@ fn virsh(guest: &str, destination: &str, more: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn parallel(guests: &[&str], from: &Host, to: &Host, more: &[&str]) -> Result<()> {
+/// `virsh migrate` with more options, all guests at once.
+pub fn parallel(guests: &[&str], from: &Host, to: &Host, more: &[&str]) -> Result<()> {
     let running = guests
         .iter()
         .map(|guest| {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vmgang_lab::{Guest, GuestSpec, Host, HostChild, Lab, LabOptions};
+use vmgang_lab::{Guest, GuestSpec, Host, HostChild, Lab, LabOptions, RootRecipe};
 
 pub use result::{DomainResult, JobResult, Saved};
 
@@ -38,9 +38,19 @@ pub fn with_lab(
     link_bits_per_second: Option<u64>,
     test: impl FnOnce(&Lab) -> Result<()>,
 ) -> Result<()> {
+    with_lab_of(RootRecipe::default(), link_bits_per_second, test)
+}
+
+/// The same on hosts of another Debian.
+pub fn with_lab_of(
+    root: RootRecipe,
+    link_bits_per_second: Option<u64>,
+    test: impl FnOnce(&Lab) -> Result<()>,
+) -> Result<()> {
     let options = LabOptions {
         link_bits_per_second,
         install_tree: Some(install_tree()?),
+        root,
         ..LabOptions::default()
     };
     Lab::scope(&options, test)

@@ -69,5 +69,7 @@ pub struct DomainResult {
     pub iterations: Option<u64>,
     pub qemu_stream_bytes: u64,
     pub wire_bytes: u64,
+    /// With `--balloon` only.
+    pub ballooned_bytes: Option<u64>,
     pub error: Option<String>,
 }

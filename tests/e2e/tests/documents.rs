@@ -57,6 +57,12 @@ fn run(lab: &Lab, command: &str) -> Result<()> {
             vmgang(a, &["abort", job])?.expect(0)?;
             Ok(())
         })?,
+        ["vmgang", "bandwidth", "JOB", "MIB/S"] => while_migrating(lab, |job| {
+            vmgang(a, &["bandwidth", job, "1"])?.expect(0)?;
+            vmgang(a, &["bandwidth", job, "0"])?.expect(0)?;
+            vmgang(a, &["abort", job])?.expect(0)?;
+            Ok(())
+        })?,
         ["vmgang", verb @ ("status" | "history"), "[JOB]", ..] => {
             vmgang(a, &[verb])?.expect(0)?;
             vmgang(a, &[verb, &newest_job(lab)?])?.expect(0)?;

@@ -68,6 +68,7 @@ fuzz_target!(|payload: &[u8]| {
         match operation {
             Operation::Opaque(bytes) => encoder.opaque(bytes),
             Operation::Zero { address, fill } => encoder.zero(address, fill),
+            Operation::Address { address } => encoder.addresses(address, 1),
             // Where it lay is not told; the model of the decoder target has it.
             Operation::Keep { slot, page } => {
                 if window.define(Slot(slot), page).is_err() {

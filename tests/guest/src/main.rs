@@ -5,6 +5,7 @@
 //! the end of process 1 would be a kernel panic and hide what went wrong.
 
 mod memory;
+mod modules;
 mod page;
 mod recipe;
 mod worker;
@@ -39,7 +40,12 @@ fn work() -> Result<(), String> {
     mount_proc().map_err(|error| format!("cannot mount /proc: {error}"))?;
     let command_line = read("/proc/cmdline")?;
     let recipe = Recipe::parse(&command_line)?;
-    let pages = managed_pages(&read("/proc/meminfo")?, recipe.memory_percent)?;
+    if recipe.modules {
+        modules::load().map_err(|error| format!("cannot load the kernel's modules: {error}"))?;
+    }
+    let meminfo = read("/proc/meminfo")?;
+    write_and_free(managed_pages(&meminfo, recipe.freed_percent)?, recipe.seed);
+    let pages = managed_pages(&meminfo, recipe.memory_percent)?;
     let memory =
         Memory::map(pages).map_err(|error| format!("cannot map {pages} pages: {error}"))?;
     let mut worker = Worker::new(&recipe, memory, started, io::stdout());
@@ -47,6 +53,15 @@ fn work() -> Result<(), String> {
     worker
         .run()
         .map_err(|error| format!("cannot write to the console: {error}"))
+}
+
+/// Leaves free memory as programs do that have ended: full of what they had in it.
+fn write_and_free(pages: usize, seed: u64) {
+    const WORDS: usize = 512;
+    let words: Vec<u64> = (0..(pages * WORDS) as u64)
+        .map(|number| page::mix(seed, number, 1))
+        .collect();
+    std::hint::black_box(&words);
 }
 
 fn mount_proc() -> io::Result<()> {

@@ -15,12 +15,20 @@ pub struct Recipe {
     pub fill: Fill,
     /// Pages rewritten per second.
     pub dirty_pages_per_second: u64,
+    /// How many pages are rewritten again and again; 0 is all of them.
+    pub hot_pages: u64,
+    /// Milliseconds between two stamps on the console, by which others see it run; 0 is none.
+    pub stamp_ms: u64,
     /// Pages checked per second.
     pub verify_pages_per_second: u64,
     /// After the first complete check: long sleeps and a slow check only.
     pub idle: bool,
     /// Milliseconds between two reports.
     pub report_ms: u64,
+    /// Load the kernel's modules first: the driver of a memory balloon.
+    pub modules: bool,
+    /// The share of the guest's memory that is written to and freed before anything else.
+    pub freed_percent: u64,
     /// The share of the guest's memory that is managed.
     pub memory_percent: u64,
 }
@@ -46,9 +54,13 @@ impl Recipe {
             group: 1,
             fill: Fill::default(),
             dirty_pages_per_second: 0,
+            hot_pages: 0,
+            stamp_ms: 0,
             verify_pages_per_second: 0,
             idle: false,
             report_ms: 1000,
+            modules: false,
+            freed_percent: 0,
             memory_percent: 75,
         };
         for word in command_line.split_whitespace() {
@@ -62,8 +74,12 @@ impl Recipe {
                 "group" => recipe.group = number(key, value)?,
                 "fill" => recipe.fill = Fill::parse(value)?,
                 "dirty" => recipe.dirty_pages_per_second = number(key, value)?,
+                "hot" => recipe.hot_pages = number(key, value)?,
+                "stamp_ms" => recipe.stamp_ms = number(key, value)?,
                 "verify" => recipe.verify_pages_per_second = number(key, value)?,
                 "idle" => recipe.idle = true,
+                "modules" => recipe.modules = true,
+                "freed" => recipe.freed_percent = number(key, value)?.min(90),
                 "report_ms" => recipe.report_ms = number(key, value)?.max(100),
                 "memory" => recipe.memory_percent = number(key, value)?.clamp(1, 90),
                 _ => return Err(format!("unknown option vmgang.{key}")),

@@ -13,6 +13,8 @@ const TICK: Duration = Duration::from_millis(10);
 const IDLE_TICK: Duration = Duration::from_millis(20);
 /// Work inside one tick stops here, so that the ticks keep coming on a slow machine.
 const TICK_WORK_MAX: Duration = Duration::from_millis(5);
+/// A page that is there is touched in far less.
+const SLOW_TOUCH: Duration = Duration::from_micros(250);
 /// A guest with broken memory says so this often, then only counts.
 const BAD_LINES_MAX: u64 = 50;
 
@@ -31,6 +33,10 @@ pub struct Worker<'a, W> {
     bad: u64,
     dirtied: u64,
     gap_max: Duration,
+    /// Touches of pages that took long: how many, and how long all together, in microseconds. Where
+    /// pages are fetched from another host, these are those that were not there yet.
+    slow: u64,
+    slow_us: u64,
 }
 
 impl<'a, W: Write> Worker<'a, W> {
@@ -53,6 +59,8 @@ impl<'a, W: Write> Worker<'a, W> {
             bad: 0,
             dirtied: 0,
             gap_max: Duration::ZERO,
+            slow: 0,
+            slow_us: 0,
         }
     }
 
@@ -72,8 +80,17 @@ impl<'a, W: Write> Worker<'a, W> {
         let (mut dirty_due, mut verify_due) = (0.0_f64, 0.0_f64);
         loop {
             let settled = self.recipe.idle && self.pass > 0;
-            std::thread::sleep(if settled { IDLE_TICK } else { TICK });
+            let tick = if settled { IDLE_TICK } else { TICK };
+            std::thread::sleep(match self.recipe.stamp_ms {
+                0 => tick,
+                stamp_ms => tick.min(Duration::from_millis(stamp_ms)),
+            });
             let now = Instant::now();
+            if self.recipe.stamp_ms > 0 {
+                let line = format!("vmgang-stamp {}\n", self.started.elapsed().as_millis());
+                self.console.write_all(line.as_bytes())?;
+                self.console.flush()?;
+            }
             let gap = now - last_tick;
             last_tick = now;
             self.gap_max = self.gap_max.max(gap);
@@ -101,7 +118,12 @@ impl<'a, W: Write> Worker<'a, W> {
     }
 
     fn dirty_one(&mut self) {
-        let index = (self.random.next() % self.memory.len().max(1) as u64) as usize;
+        let pages = self.memory.len().max(1) as u64;
+        let hot = match self.recipe.hot_pages {
+            0 => pages,
+            hot => hot.min(pages),
+        };
+        let index = (self.random.next() % hot) as usize;
         let (Some(generation), Some(page)) = (
             self.generations.get_mut(index),
             self.memory.pages_mut().get_mut(index),
@@ -109,6 +131,13 @@ impl<'a, W: Write> Worker<'a, W> {
             return;
         };
         *generation = generation.wrapping_add(1);
+        let before = Instant::now();
+        std::hint::black_box(page[0]);
+        let took = before.elapsed();
+        if took >= SLOW_TOUCH {
+            self.slow += 1;
+            self.slow_us += took.as_micros() as u64;
+        }
         let kind = self.recipe.fill.kind(index as u64);
         page::write(kind, self.seeds, index as u64, *generation, page);
         self.dirtied += 1;
@@ -145,14 +174,16 @@ impl<'a, W: Write> Worker<'a, W> {
 
     fn report(&mut self) -> io::Result<()> {
         let line = format!(
-            "vmgang-guest id={} pass={} checked={} bad={} dirtied={} pages={} gap_max_ms={} \
-             uptime_ms={}\n",
+            "vmgang-guest id={} pass={} checked={} bad={} dirtied={} pages={} slow={} \
+             slow_us={} gap_max_ms={} uptime_ms={}\n",
             self.recipe.id,
             self.pass,
             self.checked,
             self.bad,
             self.dirtied,
             self.memory.len(),
+            self.slow,
+            self.slow_us,
             self.gap_max.as_millis(),
             self.started.elapsed().as_millis(),
         );
@@ -189,6 +220,19 @@ mod tests {
         }
         verify_all(&mut worker);
         assert_eq!((worker.bad, worker.pass, worker.checked), (0, 1, 256));
+    }
+
+    #[test]
+    fn only_hot_pages_are_dirtied() {
+        let recipe = Recipe::parse("vmgang.id=t vmgang.hot=3").expect("a recipe");
+        let mut console = Vec::new();
+        let mut worker = worker(&recipe, &mut console);
+        for _ in 0..100 {
+            worker.dirty_one();
+        }
+        let (hot, cold) = worker.generations.split_at(3);
+        assert!(hot.iter().all(|generation| *generation > 0));
+        assert!(cold.iter().all(|generation| *generation == 0));
     }
 
     #[test]

@@ -43,6 +43,37 @@ impl Daemon {
         }
     }
 
+    pub(crate) fn bus(host: Host) -> Daemon {
+        Daemon::new(
+            host,
+            "dbus-daemon",
+            // One that was killed leaves the file with its process id.
+            &["dbus-daemon", "--system", "--nofork", "--nopidfile"],
+            &[
+                "dbus-send",
+                "--system",
+                "--print-reply",
+                "--dest=org.freedesktop.DBus",
+                "/",
+                "org.freedesktop.DBus.GetId",
+            ],
+        )
+    }
+
+    pub(crate) fn polkitd(host: Host) -> Daemon {
+        Daemon::new(
+            host,
+            "polkitd",
+            &["/usr/lib/polkit-1/polkitd", "--no-debug"],
+            &[
+                "sh",
+                "-c",
+                "dbus-send --system --print-reply --dest=org.freedesktop.DBus / \
+                 org.freedesktop.DBus.NameHasOwner string:org.freedesktop.PolicyKit1 | grep -q true",
+            ],
+        )
+    }
+
     pub(crate) fn libvirtd(host: Host) -> Daemon {
         let mut daemon = Daemon::new(
             host,
@@ -213,14 +244,8 @@ impl Daemon {
 /// Brings up what a host needs before vmgangd: the system bus, polkit, virtlogd and libvirtd.
 pub(crate) fn start_host(host: &Host) -> Result<()> {
     host.run(&["mkdir", "-p", "/run/dbus", "/run/lock"])?;
-    host.run(&["dbus-daemon", "--system", "--fork"])?;
-    Daemon::new(
-        host.clone(),
-        "polkitd",
-        &["/usr/lib/polkit-1/polkitd", "--no-debug"],
-        &[],
-    )
-    .launch(&[], &[])?;
+    host.bus().start()?;
+    host.polkitd().launch(&[], &[])?;
     host.run(&["/usr/sbin/virtlogd", "-d"])?;
     host.libvirtd().start()
 }

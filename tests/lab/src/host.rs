@@ -17,7 +17,7 @@ use crate::error::{IoContext, LabError, Result, checked, shown};
 use crate::files;
 use crate::guest::Guest;
 use crate::namespaces::spawn_in;
-use crate::network::{self, Counters};
+use crate::network::{self, Counters, Loss};
 use crate::spec::GuestSpec;
 use crate::userland;
 
@@ -209,6 +209,16 @@ impl Host {
         Daemon::vmgangd(self.clone())
     }
 
+    /// The system bus of this host.
+    pub fn bus(&self) -> Daemon {
+        Daemon::bus(self.clone())
+    }
+
+    /// What the system bus asks who may do what.
+    pub fn polkitd(&self) -> Daemon {
+        Daemon::polkitd(self.clone())
+    }
+
     /// The libvirt daemon of this host.
     pub fn libvirtd(&self) -> Daemon {
         Daemon::libvirtd(self.clone())
@@ -222,6 +232,27 @@ impl Host {
     /// Limits what this host sends, in bits per second; `None` takes the limit away.
     pub fn shape(&self, bits_per_second: Option<u64>) -> Result<()> {
         network::shape(self, bits_per_second)
+    }
+
+    /// Has this host lose packets, sent or received, without a word; `None` takes that back.
+    pub fn lose_packets(&self, loss: Option<Loss>) -> Result<()> {
+        network::lose(self, loss)
+    }
+
+    /// Puts a file system of so many bytes over a directory, with what was in that.
+    pub fn mount_small(&self, path: &str, bytes: u64) -> Result<()> {
+        let script = "mkdir -p \"$0\" && old=$(mktemp -d) && cp -a \"$0/.\" \"$old\" && \
+                      mount -t tmpfs -o \"size=$1,mode=0700\" tmpfs \"$0\" && \
+                      cp -a \"$old/.\" \"$0\" && rm -r \"$old\"";
+        self.run(&["sh", "-c", script, path, &bytes.to_string()])
+            .map(drop)
+    }
+
+    /// Writes a file until its file system is full.
+    pub fn fill_disk(&self, file: &str) -> Result<()> {
+        // dd ends with an error when nothing more fits, which is what is wanted.
+        let script = "dd if=/dev/zero of=\"$0\" bs=4k 2>/dev/null; ! echo > \"$0.more\"";
+        self.run(&["bash", "-c", script, file]).map(drop)
     }
 
     /// Sends a signal to a process by its process id on the host.

@@ -1,4 +1,5 @@
-//! The guests' kernel: fetched as a Debian package and unpacked to the plain ELF image.
+//! The guests' kernel: fetched as a Debian package and unpacked to the plain ELF image, with the few
+//! modules that guests load.
 //!
 //! QEMU starts an uncompressed kernel directly (PVH), which saves the firmware's and the
 //! decompressor's work: the larger part of a boot under emulation.
@@ -10,8 +11,19 @@ use std::process::Stdio;
 use crate::debian::{chroot, first_with_extension};
 use crate::error::{IoContext, LabError, Result, run};
 
-/// Downloads Debian's cloud kernel with the tree's own apt and writes its ELF image to `target`.
-pub(crate) fn fetch(tree: &Path, target: &Path) -> Result<()> {
+/// What a memory balloon takes, in the order in which it is loaded.
+pub(crate) const MODULES: [&str; 6] = [
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_balloon",
+];
+
+/// Downloads Debian's cloud kernel with the tree's own apt and writes its ELF image to `target`, and
+/// [`MODULES`] to the directory `modules`.
+pub(crate) fn fetch(tree: &Path, target: &Path, modules: &Path) -> Result<()> {
     let depends = run(chroot(tree).args(["apt-cache", "depends", "linux-image-cloud-amd64"]))?;
     let package = depends
         .lines()
@@ -38,7 +50,23 @@ pub(crate) fn fetch(tree: &Path, target: &Path) -> Result<()> {
         .ok_or_else(|| broken("the kernel package has no boot/vmlinuz"))?;
     let image = fs::read(&image).doing(|| format!("read {}", image.display()))?;
     unpack(tree, &work, &Payload::find(&image)?, target)?;
+    copy_modules(&work, modules)?;
     fs::remove_dir_all(&work).doing(|| format!("remove {}", work.display()))
+}
+
+fn copy_modules(package: &Path, to: &Path) -> Result<()> {
+    let versions = package.join("lib/modules");
+    let version = fs::read_dir(&versions)
+        .doing(|| format!("read {}", versions.display()))?
+        .find_map(|entry| entry.ok().map(|entry| entry.path()))
+        .ok_or_else(|| broken("the kernel package has no modules"))?;
+    fs::create_dir_all(to).doing(|| format!("create {}", to.display()))?;
+    for module in MODULES {
+        let file = version.join(format!("kernel/drivers/virtio/{module}.ko"));
+        fs::copy(&file, to.join(format!("{module}.ko")))
+            .doing(|| format!("copy {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// The compressed ELF image inside a bzImage.

@@ -367,7 +367,7 @@ fn prepare(options: &LabOptions) -> Result<Material> {
     Ok(Material {
         tree: root.tree(),
         kernel: root.kernel(),
-        initramfs: initramfs::ensure(&cache)?,
+        initramfs: initramfs::ensure(&cache, &root)?,
         guests: cache.guests(),
         mount_point: cache.mount_point(),
     })

@@ -9,6 +9,7 @@
 
 mod archive;
 mod cache;
+mod cgroup;
 mod daemon;
 mod debian;
 mod error;
@@ -28,16 +29,18 @@ mod report;
 mod role;
 mod root;
 mod spec;
+mod stamps;
 pub mod state;
 mod userland;
 
 pub use cache::Cache;
+pub use cgroup::MemoryGroup;
 pub use daemon::Daemon;
 pub use error::{LabError, Result};
 pub use guest::Guest;
 pub use host::{Host, HostChild, HostCommand};
 pub use lab::{Lab, LabOptions};
-pub use network::{Counters, parse_rate};
+pub use network::{Counters, Loss, parse_rate};
 pub use pki::{Authority, CertificateRequest, Credentials};
 pub use report::Report;
 pub use role::Role;
@@ -45,3 +48,4 @@ pub use root::{Root, RootRecipe};
 /// Signals for [`HostChild::signal`].
 pub use rustix::process::Signal;
 pub use spec::GuestSpec;
+pub use stamps::{Pause, Stamps};

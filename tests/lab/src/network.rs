@@ -12,6 +12,17 @@ const INTERFACE: &str = "eth0";
 const NETWORK_PREFIX: &str = "10.77.0.";
 pub(crate) const HOSTS_MAX: usize = 200;
 
+/// Packets that a host loses without anybody being told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// So many of a hundred, at random, in both directions.
+    Percent(u8),
+    /// All that it is sent.
+    Incoming,
+    /// All that it sends.
+    Outgoing,
+}
+
 /// What has gone through an interface, seen from the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -114,6 +125,36 @@ pub(crate) fn shape(host: &Host, bits_per_second: Option<u64>) -> Result<()> {
             ])
             .map(drop),
     }
+}
+
+/// The table of the packet filter in which packets are lost.
+const LOSS_TABLE: &str = "inet lab_loss";
+
+/// Has a host lose packets; `None` takes that back.
+pub(crate) fn lose(host: &Host, loss: Option<Loss>) -> Result<()> {
+    let chain = |hook: &str, interface: &str, which: &str| {
+        format!(
+            "add chain {LOSS_TABLE} {hook} {{ type filter hook {hook} priority 0; }}\n\
+             add rule {LOSS_TABLE} {hook} {interface} {INTERFACE} {which} drop\n"
+        )
+    };
+    let incoming = |which: &str| chain("input", "iifname", which);
+    let outgoing = |which: &str| chain("output", "oifname", which);
+    // Made before it is deleted, so that it need not be there.
+    let mut rules = format!("add table {LOSS_TABLE}\ndelete table {LOSS_TABLE}\n");
+    if let Some(loss) = loss {
+        rules += &format!("add table {LOSS_TABLE}\n");
+        rules += &match loss {
+            Loss::Percent(percent) => {
+                let some = format!("numgen random mod 100 < {percent}");
+                incoming(&some) + &outgoing(&some)
+            }
+            Loss::Incoming => incoming(""),
+            Loss::Outgoing => outgoing(""),
+        };
+    }
+    host.run(&["sh", "-c", "printf '%s' \"$0\" | nft -f -", &rules])
+        .map(drop)
 }
 
 pub(crate) fn counters(host: &Host) -> Result<Counters> {

@@ -290,7 +290,7 @@ fn make_devices(dev: &Path) -> Result<()> {
     }
     // Its number is given out by the running kernel; post-copy migration needs it.
     if let Ok(status) = rustix::fs::stat("/dev/userfaultfd") {
-        make_device(&dev.join("userfaultfd"), status.st_rdev, 0o600)?;
+        make_device(&dev.join("userfaultfd"), status.st_rdev, 0o666)?;
     }
     for name in ["pts", "shm", "net"] {
         make_dir(&dev.join(name), 0o755)?;

@@ -14,6 +14,10 @@ pub struct Report {
     pub dirtied: u64,
     /// Pages the guest manages.
     pub pages: u64,
+    /// Touches of pages that took 250 microseconds or more, and how long in all: not of guests with a
+    /// role.
+    pub slow: u64,
+    pub slow_us: u64,
     /// The role of a Debian guest; empty for other guests, as the numbers down to the latencies
     /// are zero.
     pub role: String,
@@ -45,6 +49,8 @@ pub(crate) enum Line {
 const MARK: &str = "vmgang-guest ";
 /// Numbers in the report of every guest.
 const FIELDS: usize = 7;
+/// Numbers that a guest without a role adds.
+const MEMORY_FIELDS: usize = 2;
 /// Numbers that a guest with a role adds.
 const ROLE_FIELDS: usize = 5;
 
@@ -77,6 +83,8 @@ impl Line {
                 "bad" => &mut report.bad,
                 "dirtied" => &mut report.dirtied,
                 "pages" => &mut report.pages,
+                "slow" => &mut report.slow,
+                "slow_us" => &mut report.slow_us,
                 "served" => &mut report.served,
                 "interval_served" => &mut report.interval_served,
                 "interval_ms" => &mut report.interval_ms,
@@ -92,10 +100,9 @@ impl Line {
             }
         }
         // A migration may cut a line in two; half a report is none.
-        let due = if report.role.is_empty() {
-            FIELDS
-        } else {
-            FIELDS + ROLE_FIELDS
+        let due = match report.role.is_empty() {
+            true => FIELDS + MEMORY_FIELDS,
+            false => FIELDS + ROLE_FIELDS,
         };
         if fields == due {
             Line::Report(report)
@@ -125,7 +132,7 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "vmgang-guest id=g1 pass=3 checked=12345 bad=0 dirtied=678 pages=4000 \
-                        gap_max_ms=12 uptime_ms=99000";
+                        slow=2 slow_us=900 gap_max_ms=12 uptime_ms=99000";
 
     #[test]
     fn reads_a_report() {
@@ -135,12 +142,13 @@ mod tests {
         assert_eq!((report.id.as_str(), report.pass), ("g1", 3));
         assert_eq!((report.checked, report.dirtied), (12345, 678));
         assert_eq!((report.pages, report.uptime_ms), (4000, 99_000));
+        assert_eq!((report.slow, report.slow_us), (2, 900));
     }
 
     #[test]
     fn reads_what_a_role_adds() {
         let line = GOOD.replace(
-            " gap_max_ms",
+            " slow=2 slow_us=900 gap_max_ms",
             " role=redis served=900 interval_served=50 interval_ms=1004 latency_mean_us=1500 \
              latency_max_us=9000 gap_max_ms",
         );

@@ -13,7 +13,9 @@ use crate::error::{IoContext, Result};
 use crate::kernel;
 
 /// Raise when the steps below change what a root contains.
-const RECIPE_VERSION: u32 = 1;
+const RECIPE_VERSION: u32 = 2;
+
+const MODULES: &str = "modules";
 
 const HOST_PACKAGES: &[&str] = &[
     "libvirt-daemon-system",
@@ -70,6 +72,11 @@ impl Root {
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("vmlinux")
     }
+
+    /// The directory of the modules that go with it.
+    pub(crate) fn modules(&self) -> PathBuf {
+        self.dir.join(MODULES)
+    }
 }
 
 impl RootRecipe {
@@ -124,7 +131,7 @@ impl RootRecipe {
         progress("installing libvirt and QEMU");
         debian::install(&tree, backports.as_deref(), &self.packages())?;
         progress("unpacking the guests' kernel");
-        kernel::fetch(&tree, &dir.join("vmlinux"))?;
+        kernel::fetch(&tree, &dir.join("vmlinux"), &dir.join(MODULES))?;
         debian::clean(&tree)
     }
 }

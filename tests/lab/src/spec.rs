@@ -31,6 +31,8 @@ pub struct GuestSpec {
     fill: Option<String>,
     group_seed: u64,
     dirty_pages_per_second: u64,
+    hot_pages: u64,
+    stamp_ms: u64,
     verify_pages_per_second: Option<u64>,
     idle: bool,
     role: Option<Role>,
@@ -41,6 +43,9 @@ pub struct GuestSpec {
     metadata: String,
     extra_devices: String,
     shared_memory: bool,
+    balloon: bool,
+    memory_percent: Option<u64>,
+    freed_percent: Option<u64>,
     persistent: bool,
 }
 
@@ -55,6 +60,8 @@ impl GuestSpec {
             fill: None,
             group_seed: 1,
             dirty_pages_per_second: 0,
+            hot_pages: 0,
+            stamp_ms: 0,
             verify_pages_per_second: None,
             idle: false,
             role: None,
@@ -65,6 +72,9 @@ impl GuestSpec {
             metadata: String::new(),
             extra_devices: String::new(),
             shared_memory: true,
+            balloon: false,
+            memory_percent: None,
+            freed_percent: None,
             persistent: false,
         }
     }
@@ -137,6 +147,18 @@ impl GuestSpec {
         self
     }
 
+    /// Only so many pages are rewritten, again and again.
+    pub fn with_hot_pages(mut self, pages: u64) -> GuestSpec {
+        self.hot_pages = pages;
+        self
+    }
+
+    /// The guest writes a line to its serial port that often, see `Stamps`.
+    pub fn with_stamps(mut self, milliseconds: u64) -> GuestSpec {
+        self.stamp_ms = milliseconds;
+        self
+    }
+
     /// How fast the guest checks its memory, in pages per second.
     pub fn with_verify_rate(mut self, pages_per_second: u64) -> GuestSpec {
         self.verify_pages_per_second = Some(pages_per_second);
@@ -191,6 +213,24 @@ impl GuestSpec {
         self
     }
 
+    /// The guest has a memory balloon, and a driver for it.
+    pub fn with_balloon(mut self) -> GuestSpec {
+        self.balloon = true;
+        self
+    }
+
+    /// So much of its memory is filled and checked, in percent; 75 unless set.
+    pub fn with_memory_percent(mut self, percent: u64) -> GuestSpec {
+        self.memory_percent = Some(percent);
+        self
+    }
+
+    /// So much of its memory was written to and is free again, in percent.
+    pub fn with_freed_percent(mut self, percent: u64) -> GuestSpec {
+        self.freed_percent = Some(percent);
+        self
+    }
+
     /// The domain is defined before it is started, and stays defined when it ends.
     pub fn with_persistence(mut self) -> GuestSpec {
         self.persistent = true;
@@ -235,8 +275,23 @@ impl GuestSpec {
         if self.dirty_pages_per_second > 0 {
             add("dirty", self.dirty_pages_per_second.to_string());
         }
+        if self.hot_pages > 0 {
+            add("hot", self.hot_pages.to_string());
+        }
+        if self.stamp_ms > 0 {
+            add("stamp_ms", self.stamp_ms.to_string());
+        }
         if let Some(rate) = self.verify_pages_per_second {
             add("verify", rate.to_string());
+        }
+        if self.balloon {
+            add("modules", "1".to_owned());
+        }
+        if let Some(percent) = self.freed_percent {
+            add("freed", percent.to_string());
+        }
+        if let Some(percent) = self.memory_percent {
+            add("memory", percent.to_string());
         }
         if self.idle {
             add("idle", "1".to_owned());
@@ -282,7 +337,7 @@ impl GuestSpec {
     <controller type='usb' model='none'/>
     <serial type='file'><source path='{serial}' append='off'/></serial>
     <video><model type='none'/></video>
-    <memballoon model='none'/>
+    <memballoon model='{balloon}'/>
     {devices}
   </devices>
 </domain>
@@ -293,6 +348,7 @@ impl GuestSpec {
             vcpus = self.vcpus,
             command_line = self.command_line(),
             serial = serial_path(&self.name),
+            balloon = if self.balloon { "virtio" } else { "none" },
             devices = self.extra_devices,
         ))
     }
@@ -326,6 +382,8 @@ impl GuestSpec {
         }
         let of_a_recipe = self.fill.is_some()
             || self.dirty_pages_per_second > 0
+            || self.hot_pages > 0
+            || self.stamp_ms > 0
             || self.verify_pages_per_second.is_some()
             || self.idle;
         let of_a_role =

@@ -3,6 +3,7 @@
 mod connections;
 mod endings;
 mod handshake;
+mod held;
 mod hostile;
 mod pair;
 mod stages;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use vmgang_engine::{SourceEvent, SourceSession, Transport};
-use vmgang_stream::synthetic::StreamBuilder;
+use vmgang_stream::synthetic::{MultifdBuilder, StreamBuilder};
 
 use crate::pair::{ACK, JOB, Pair, SOON, event, guest_stream, page, swallow};
 
@@ -200,4 +200,92 @@ async fn a_stream_that_is_not_understood_is_reported_and_passes() {
     .await;
     assert!(destination.await.unwrap() == bytes);
     session.close().await;
+}
+
+/// Two members with a main connection and two of pages each, of the same pages but for a few.
+#[tokio::test(flavor = "multi_thread")]
+async fn multifd_pages_are_shared_across_connections_and_members() {
+    const PAGES: u64 = 2000;
+    let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
+    let options = pair.options(2, Transport::Plain);
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let mut main = StreamBuilder::new(PAGES * 4096);
+    main.raw(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    main.multifd_flush().end_ram_section();
+    for _ in 0..50 {
+        main.begin_part().end_ram_section();
+    }
+    main.begin_part().multifd_flush().end_ram_section();
+    main.begin_part().multifd_flush().end_ram_section();
+    main.switchover_start().begin_end().end_ram_section();
+    let main = main.bytes().to_vec();
+    let channel = |member: u64, channel: u8| {
+        let mut builder = MultifdBuilder::new(channel);
+        for packet in 0..PAGES / 100 {
+            if packet % 2 != u64::from(channel) {
+                continue;
+            }
+            let first = packet * 100;
+            // A tenth is each member's own.
+            let own = |i: u64| {
+                if i.is_multiple_of(10) {
+                    1_000_000 * (member + 1)
+                } else {
+                    0
+                }
+            };
+            let pages: Vec<_> = (first..first + 100)
+                .map(|i| (i * 4096, page(i + own(i))))
+                .collect();
+            let zeros: Vec<u64> = (0..28).map(|i| (PAGES + first + i) * 4096).collect();
+            builder.packet(&pages, &zeros);
+        }
+        builder.sync().bytes().to_vec()
+    };
+    let mut stream_bytes = 0;
+    for member in 0..2 {
+        let streams = [main.clone(), channel(member, 0), channel(member, 1)];
+        stream_bytes += streams.iter().map(Vec::len).sum::<usize>();
+        let qemu = pair.destination_qemu(member as usize);
+        let wanted = streams.clone();
+        let destination = tokio::spawn(async move {
+            // In the order in which the source has connected.
+            for bytes in wanted {
+                let (mut connection, _) = qemu.accept().await.unwrap();
+                let mut arrived = Vec::new();
+                connection.read_to_end(&mut arrived).await.unwrap();
+                assert!(arrived == bytes);
+            }
+        });
+        let mut sources = Vec::new();
+        for bytes in streams {
+            let mut source = pair.source_qemu(&session, member as usize).await;
+            // The next one connects when this one is known.
+            event(&mut events, |e| {
+                matches!(e, SourceEvent::ChannelOpened { .. })
+            })
+            .await;
+            sources.push(tokio::spawn(async move {
+                source.write_all(&bytes).await.unwrap();
+                source.shutdown().await.unwrap();
+                let mut rest = Vec::new();
+                source.read_to_end(&mut rest).await.unwrap();
+            }));
+        }
+        destination.await.unwrap();
+        for source in sources {
+            source.await.unwrap();
+        }
+    }
+    let counters = session.close().await.counters;
+    assert_eq!(counters.qemu_stream_bytes, stream_bytes as u64);
+    assert!(counters.members.iter().all(|member| member.first_pass_done));
+    let saved = counters.saved;
+    assert!(saved.cross_vm > PAGES as i64 * 4096 / 10 * 8, "{saved:?}");
+    // 20 lists of 128 addresses each, for both.
+    assert!(saved.zero > 2 * 20 * 128 * 8 * 9 / 10, "{saved:?}");
+    assert_eq!(
+        saved.total(),
+        stream_bytes as i64 - counters.wire_bytes as i64
+    );
 }

@@ -2,17 +2,65 @@
 
 use proptest::prelude::*;
 
+use std::num::NonZeroUsize;
+
 use super::*;
+
+/// A barrier whose members have all been started.
+fn started(members: usize, policy: Policy) -> Barrier {
+    let mut barrier = Barrier::new(0..members, policy);
+    let starts: Vec<Action> = (0..members).map(start).collect();
+    assert_eq!(barrier.handle([]), starts);
+    barrier
+}
+
+fn start(member: usize) -> Action {
+    Action::Start {
+        member,
+        throttled: false,
+    }
+}
+
+fn on_failure(on_failure: OnFailure) -> Policy {
+    Policy {
+        on_failure,
+        ..Policy::default()
+    }
+}
+
+fn on_stall(on_stall: OnStall) -> Policy {
+    Policy {
+        on_stall,
+        ..Policy::default()
+    }
+}
+
+fn switchover(switchover: Switchover, concurrency: usize) -> Policy {
+    Policy {
+        switchover,
+        concurrency: NonZeroUsize::new(concurrency).expect("some"),
+        ..Policy::default()
+    }
+}
 
 fn ready(barrier: &mut Barrier, member: usize) -> Vec<Action> {
     let mut actions = barrier.handle([Input::FirstPassDone(member)]);
     actions.extend(barrier.handle([Input::AckWithheld(member)]));
+    actions.extend(barrier.handle([Input::Converged(member)]));
     actions
+}
+
+fn stalled(member: usize) -> Input {
+    Input::Stalled(member, "it dirties 90 MB/s".into())
+}
+
+fn failed(member: usize) -> Input {
+    Input::MigrateFailed(member, "canceled".into())
 }
 
 #[test]
 fn releases_together_when_the_last_member_is_ready() {
-    let mut barrier = Barrier::new(0..3, OnFailure::Abort);
+    let mut barrier = started(3, on_failure(OnFailure::Abort));
     assert_eq!(ready(&mut barrier, 2), []);
     assert_eq!(ready(&mut barrier, 0), []);
     assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![0, 1, 2])]);
@@ -27,7 +75,7 @@ fn releases_together_when_the_last_member_is_ready() {
 
 #[test]
 fn a_failure_before_the_release_takes_everybody_back() {
-    let mut barrier = Barrier::new(0..3, OnFailure::Abort);
+    let mut barrier = started(3, on_failure(OnFailure::Abort));
     ready(&mut barrier, 0);
     let actions = barrier.handle([Input::MigrateFailed(1, "no such CPU".into())]);
     assert_eq!(actions, [Action::AbortMember(0), Action::AbortMember(2)]);
@@ -47,7 +95,7 @@ fn a_failure_before_the_release_takes_everybody_back() {
 
 #[test]
 fn a_failure_with_continue_drops_only_that_member() {
-    let mut barrier = Barrier::new(0..3, OnFailure::Continue);
+    let mut barrier = started(3, on_failure(OnFailure::Continue));
     ready(&mut barrier, 0);
     let actions = barrier.handle([Input::MemberFailed(1, "broken pipe".into())]);
     assert_eq!(actions, [Action::AbortMember(1)]);
@@ -58,7 +106,7 @@ fn a_failure_with_continue_drops_only_that_member() {
     );
     assert_eq!(barrier.member_error(1), Some("broken pipe"));
     // The last one that kept the others waiting may also be the one that fails.
-    let mut barrier = Barrier::new(0..2, OnFailure::Continue);
+    let mut barrier = started(2, on_failure(OnFailure::Continue));
     ready(&mut barrier, 0);
     let actions = barrier.handle([Input::MigrateFailed(1, "x".into())]);
     assert_eq!(actions, [Action::Release(vec![0])]);
@@ -66,7 +114,7 @@ fn a_failure_with_continue_drops_only_that_member() {
 
 #[test]
 fn a_member_that_was_never_held_does_not_block_the_rest() {
-    let mut barrier = Barrier::new(0..2, OnFailure::Abort);
+    let mut barrier = started(2, on_failure(OnFailure::Abort));
     assert_eq!(barrier.handle([Input::GuestStopped(0)]), []);
     assert!(barrier.approximate());
     assert_eq!(barrier.handle([Input::Migrated(0)]), []);
@@ -75,7 +123,7 @@ fn a_member_that_was_never_held_does_not_block_the_rest() {
 
 #[test]
 fn an_unreadable_member_is_ready_by_its_acknowledgement_alone() {
-    let mut barrier = Barrier::new(0..2, OnFailure::Abort);
+    let mut barrier = started(2, on_failure(OnFailure::Abort));
     ready(&mut barrier, 0);
     assert_eq!(barrier.handle([Input::Unreadable(7)]), []);
     assert!(!barrier.approximate(), "not of this wave");
@@ -89,14 +137,14 @@ fn an_unreadable_member_is_ready_by_its_acknowledgement_alone() {
 
 #[test]
 fn a_failure_that_arrived_with_the_last_readiness_prevents_the_release() {
-    let readiness = || vec![Input::FirstPassDone(0), Input::AckWithheld(0)];
+    let readiness = || vec![Input::Converged(0), Input::AckWithheld(0)];
     for trouble in [
         Input::AbortRequested,
         Input::SessionFailed("peer gone".into()),
         Input::MemberFailed(0, "channel".into()),
         Input::TimedOut,
     ] {
-        let mut barrier = Barrier::new(0..1, OnFailure::Abort);
+        let mut barrier = started(1, on_failure(OnFailure::Abort));
         let mut inputs = readiness();
         inputs.push(trouble);
         assert_eq!(barrier.handle(inputs), [Action::AbortMember(0)]);
@@ -106,7 +154,7 @@ fn a_failure_that_arrived_with_the_last_readiness_prevents_the_release() {
 
 #[test]
 fn a_member_that_libvirt_has_answered_for_is_not_aborted() {
-    let mut barrier = Barrier::new(0..3, OnFailure::Abort);
+    let mut barrier = started(3, on_failure(OnFailure::Abort));
     let actions = barrier.handle([
         Input::SessionFailed("peer gone".into()),
         Input::MigrateFailed(0, "broken pipe".into()),
@@ -119,7 +167,7 @@ fn a_member_that_libvirt_has_answered_for_is_not_aborted() {
 #[test]
 fn a_channel_error_after_the_release_counts_only_if_libvirt_fails_too() {
     let released = || {
-        let mut barrier = Barrier::new(0..1, OnFailure::Abort);
+        let mut barrier = started(1, on_failure(OnFailure::Abort));
         ready(&mut barrier, 0);
         barrier.handle([Input::MemberFailed(0, "hung up".into())]);
         barrier
@@ -128,14 +176,14 @@ fn a_channel_error_after_the_release_counts_only_if_libvirt_fails_too() {
     assert_eq!(barrier.handle([Input::Migrated(0)]), [Action::Finish]);
     assert_eq!(barrier.cause(), None);
     let mut barrier = released();
-    let failed = Input::MigrateFailed(0, "broken pipe".into());
-    assert_eq!(barrier.handle([failed]), [Action::Finish]);
+    let broken = Input::MigrateFailed(0, "broken pipe".into());
+    assert_eq!(barrier.handle([broken]), [Action::Finish]);
     assert_eq!(barrier.cause(), Some(&Cause::Failure("hung up".into())));
 }
 
 #[test]
 fn abort_after_the_release_spares_stopped_guests() {
-    let mut barrier = Barrier::new(0..2, OnFailure::Abort);
+    let mut barrier = started(2, on_failure(OnFailure::Abort));
     ready(&mut barrier, 0);
     ready(&mut barrier, 1);
     barrier.handle([Input::GuestStopped(0)]);
@@ -149,19 +197,222 @@ fn abort_after_the_release_spares_stopped_guests() {
 
 #[test]
 fn a_timeout_counts_only_until_the_release() {
-    let mut barrier = Barrier::new(0..1, OnFailure::Continue);
+    let mut barrier = started(1, on_failure(OnFailure::Continue));
     assert_eq!(barrier.handle([Input::TimedOut]), [Action::AbortMember(0)]);
     assert_eq!(barrier.cause(), Some(&Cause::TimedOut));
-    let mut barrier = Barrier::new(0..1, OnFailure::Abort);
+    let mut barrier = started(1, on_failure(OnFailure::Abort));
     ready(&mut barrier, 0);
     assert_eq!(barrier.handle([Input::TimedOut]), []);
 }
 
 #[test]
 fn a_lost_session_aborts_all_even_with_continue() {
-    let mut barrier = Barrier::new(0..2, OnFailure::Continue);
+    let mut barrier = started(2, on_failure(OnFailure::Continue));
     let actions = barrier.handle([Input::SessionFailed("peer gone".into())]);
     assert_eq!(actions, [Action::AbortMember(0), Action::AbortMember(1)]);
+}
+
+#[test]
+fn a_member_that_has_not_converged_holds_the_gang() {
+    let mut barrier = started(2, Policy::default());
+    ready(&mut barrier, 0);
+    barrier.handle([Input::FirstPassDone(1), Input::AckWithheld(1)]);
+    assert!(!barrier.released());
+    // What converged may dirty more again.
+    barrier.handle([Input::Diverged(0)]);
+    assert_eq!(barrier.handle([Input::Converged(1)]), []);
+    let release = [Action::Release(vec![0, 1])];
+    assert_eq!(barrier.handle([Input::Converged(0)]), release);
+    assert!(!barrier.approximate());
+}
+
+#[test]
+fn a_stall_is_dealt_with_once_nothing_else_holds_the_gang() {
+    let mut barrier = started(2, on_stall(OnStall::Abort));
+    assert_eq!(barrier.handle([stalled(0)]), []);
+    assert_eq!(
+        barrier.stalled().collect::<Vec<_>>(),
+        [(0, "it dirties 90 MB/s")]
+    );
+    let actions = ready(&mut barrier, 1);
+    assert_eq!(actions, [Action::AbortMember(0), Action::AbortMember(1)]);
+    assert_eq!(barrier.member_error(0), Some("it dirties 90 MB/s"));
+    assert_eq!(barrier.member_error(1), None);
+    assert_eq!(barrier.handle([failed(0), failed(1)]), [Action::Finish]);
+
+    // The link may be enough once the others do not need it any more.
+    let mut barrier = started(2, on_stall(OnStall::Abort));
+    barrier.handle([stalled(0), Input::AckWithheld(0)]);
+    assert_eq!(barrier.handle([Input::Converged(0)]), []);
+    assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![0, 1])]);
+}
+
+#[test]
+fn a_stalled_member_begins_anew_throttled_and_then_holds_nobody_for_ever() {
+    let mut barrier = started(2, on_stall(OnStall::Throttle));
+    ready(&mut barrier, 1);
+    ready(&mut barrier, 0);
+    let mut barrier = started(2, on_stall(OnStall::Throttle));
+    ready(&mut barrier, 1);
+    assert_eq!(barrier.handle([stalled(0)]), [Action::AbortMember(0)]);
+    // Its channel ends because of that.
+    let hung_up = Input::MemberFailed(0, "hung up".into());
+    assert_eq!(barrier.handle([hung_up]), []);
+    let throttled = Action::Start {
+        member: 0,
+        throttled: true,
+    };
+    assert_eq!(barrier.handle([failed(0)]), [throttled]);
+    assert_eq!(barrier.handle([Input::Converged(0)]), []);
+    let release = [Action::Release(vec![0, 1])];
+    assert_eq!(barrier.handle([Input::AckWithheld(0)]), release);
+
+    let mut barrier = started(1, on_stall(OnStall::Throttle));
+    barrier.handle([stalled(0)]);
+    barrier.handle([failed(0)]);
+    assert_eq!(barrier.handle([stalled(0)]), [Action::AbortMember(0)]);
+    assert_eq!(barrier.handle([failed(0)]), [Action::Finish]);
+    assert_eq!(barrier.member_error(0), Some("it dirties 90 MB/s"));
+}
+
+#[test]
+fn an_abort_while_a_member_begins_anew_is_an_abort() {
+    let mut barrier = started(1, on_stall(OnStall::Throttle));
+    assert_eq!(barrier.handle([stalled(0)]), [Action::AbortMember(0)]);
+    assert_eq!(
+        barrier.handle([Input::AbortRequested]),
+        [Action::AbortMember(0)]
+    );
+    assert_eq!(barrier.handle([failed(0)]), [Action::Finish]);
+    assert_eq!(barrier.cause(), Some(&Cause::Aborted));
+    // Or it had migrated just before.
+    let mut barrier = started(1, switchover(Switchover::Free, 1));
+    barrier.handle([stalled(0)]);
+    assert_eq!(barrier.handle([Input::Migrated(0)]), [Action::Finish]);
+}
+
+#[test]
+fn a_stalled_member_is_left_or_goes_to_post_copy() {
+    let mut barrier = started(2, on_stall(OnStall::Leave));
+    ready(&mut barrier, 1);
+    assert_eq!(
+        barrier.handle([stalled(0)]),
+        [Action::AbortMember(0), Action::Release(vec![1])]
+    );
+    barrier.handle([failed(0)]);
+    assert_eq!(barrier.handle([Input::Migrated(1)]), [Action::Finish]);
+    assert_eq!(barrier.member_error(0), Some("it dirties 90 MB/s"));
+
+    let mut barrier = started(2, on_stall(OnStall::PostCopy));
+    ready(&mut barrier, 1);
+    barrier.handle([Input::FirstPassDone(0), Input::AckWithheld(0)]);
+    assert_eq!(
+        barrier.handle([stalled(0)]),
+        [Action::PostCopy(vec![0]), Action::Release(vec![0, 1])]
+    );
+}
+
+#[test]
+fn a_post_copy_gang_goes_after_the_first_pass_or_on_command() {
+    let policy = Policy {
+        post_copy: true,
+        ..Policy::default()
+    };
+    let mut barrier = started(2, policy);
+    barrier.handle([Input::AckWithheld(0), Input::AckWithheld(1)]);
+    assert_eq!(barrier.handle([Input::FirstPassDone(0)]), []);
+    let all = [Action::PostCopy(vec![0, 1]), Action::Release(vec![0, 1])];
+    assert_eq!(barrier.handle([Input::FirstPassDone(1)]), all);
+
+    let mut barrier = started(2, policy);
+    barrier.handle([Input::AckWithheld(0), Input::AckWithheld(1)]);
+    assert_eq!(barrier.handle([Input::PostCopyRequested]), all);
+
+    let mut barrier = started(1, Policy::default());
+    barrier.handle([Input::AckWithheld(0)]);
+    assert_eq!(barrier.handle([Input::PostCopyRequested]), []);
+}
+
+#[test]
+fn a_timeout_suspends_or_goes_to_post_copy_if_that_was_asked_for() {
+    let policy = |on_timeout| Policy {
+        on_timeout,
+        ..Policy::default()
+    };
+    let mut barrier = started(2, policy(OnTimeout::Suspend));
+    barrier.handle([Input::GuestStopped(0)]);
+    let suspend = [Action::Suspend(vec![1])];
+    assert_eq!(barrier.handle([Input::TimedOut]), suspend);
+    assert_eq!(barrier.cause(), None);
+    let mut barrier = started(1, policy(OnTimeout::PostCopy));
+    barrier.handle([Input::AckWithheld(0), Input::FirstPassDone(0)]);
+    assert_eq!(
+        barrier.handle([Input::TimedOut]),
+        [Action::PostCopy(vec![0]), Action::Release(vec![0])]
+    );
+}
+
+#[test]
+fn staggered_members_go_one_after_the_other() {
+    let mut barrier = started(3, switchover(Switchover::Staggered, 3));
+    ready(&mut barrier, 0);
+    ready(&mut barrier, 2);
+    assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![0])]);
+    assert_eq!(barrier.handle([Input::GuestStopped(0)]), []);
+    let next = [Action::Release(vec![1])];
+    assert_eq!(barrier.handle([Input::Migrated(0)]), next);
+    // Behind the commit point the rest goes on.
+    assert_eq!(barrier.handle([failed(1)]), [Action::Release(vec![2])]);
+    assert_eq!(barrier.handle([Input::Migrated(2)]), [Action::Finish]);
+    assert!(!barrier.approximate());
+
+    let mut barrier = started(2, switchover(Switchover::Staggered, 2));
+    ready(&mut barrier, 0);
+    ready(&mut barrier, 1);
+    barrier.handle([Input::GuestStopped(0)]);
+    assert_eq!(
+        barrier.handle([Input::AbortRequested]),
+        [Action::AbortMember(1)]
+    );
+    assert_eq!(
+        barrier.handle([failed(1), Input::Migrated(0)]),
+        [Action::Finish]
+    );
+}
+
+#[test]
+fn a_gang_too_large_to_be_held_goes_in_a_rolling_queue() {
+    let mut barrier = Barrier::new(0..4, switchover(Switchover::Together, 2));
+    assert_eq!(barrier.handle([]), [start(0), start(1)]);
+    assert!(barrier.approximate(), "and that is said");
+    assert_eq!(barrier.handle([Input::Migrated(1)]), [start(2)]);
+    assert_eq!(barrier.handle([Input::Converged(0)]), []);
+    // All that can be is taken back, and nobody begins any more.
+    barrier.handle([Input::GuestStopped(2)]);
+    assert_eq!(barrier.handle([failed(0)]), []);
+    assert_eq!(barrier.handle([Input::Migrated(2)]), [Action::Finish]);
+    assert_eq!(barrier.outcome(3), None);
+
+    let policy = Policy {
+        on_failure: OnFailure::Continue,
+        ..switchover(Switchover::Free, 2)
+    };
+    let mut barrier = Barrier::new(0..3, policy);
+    barrier.handle([]);
+    assert!(!barrier.approximate());
+    assert_eq!(barrier.handle([failed(0)]), [start(2)]);
+    assert_eq!(
+        barrier.handle([Input::Migrated(1), Input::Migrated(2)]),
+        [Action::Finish]
+    );
+}
+
+#[test]
+fn a_member_that_cannot_be_held_by_an_acknowledgement_is_held_otherwise() {
+    let mut barrier = started(2, Policy::default());
+    assert_eq!(barrier.handle([Input::HeldInFirstPass(0)]), []);
+    assert!(barrier.approximate());
+    assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![0, 1])]);
 }
 
 fn any_input(members: usize) -> impl Strategy<Value = Input> {
@@ -170,88 +421,218 @@ fn any_input(members: usize) -> impl Strategy<Value = Input> {
     prop_oneof![
         8 => member.clone().prop_map(Input::FirstPassDone),
         8 => member.clone().prop_map(Input::AckWithheld),
+        8 => member.clone().prop_map(Input::Converged),
+        1 => member.clone().prop_map(Input::Diverged),
+        2 => member.clone().prop_map(stalled),
         2 => member.clone().prop_map(Input::GuestStopped),
         1 => member.clone().prop_map(Input::Unreadable),
+        1 => member.clone().prop_map(Input::HeldInFirstPass),
         4 => member.clone().prop_map(Input::Migrated),
         1 => member.clone().prop_map(|m| Input::MemberFailed(m, "channel".into())),
-        1 => member.prop_map(|m| Input::MigrateFailed(m, "libvirt".into())),
+        2 => member.prop_map(failed),
         1 => Just(Input::SessionFailed("session".into())),
         1 => Just(Input::AbortRequested),
         1 => Just(Input::TimedOut),
+        1 => Just(Input::PostCopyRequested),
     ]
 }
 
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let failure = prop_oneof![Just(OnFailure::Abort), Just(OnFailure::Continue)];
+    let stall = prop_oneof![
+        Just(OnStall::Throttle),
+        Just(OnStall::PostCopy),
+        Just(OnStall::Leave),
+        Just(OnStall::Abort)
+    ];
+    let timeout = prop_oneof![
+        Just(OnTimeout::Abort),
+        Just(OnTimeout::Suspend),
+        Just(OnTimeout::PostCopy)
+    ];
+    let switchover = prop_oneof![
+        2 => Just(Switchover::Together),
+        1 => Just(Switchover::Staggered),
+        1 => Just(Switchover::Free)
+    ];
+    (
+        failure,
+        stall,
+        timeout,
+        switchover,
+        1usize..7,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(on_failure, on_stall, on_timeout, switchover, concurrency, post_copy)| Policy {
+                on_failure,
+                on_stall,
+                on_timeout,
+                switchover,
+                concurrency: NonZeroUsize::new(concurrency).expect("some"),
+                post_copy,
+            },
+        )
+}
+
+/// What is known of a member, kept apart from the machine's own bookkeeping.
+#[derive(Debug, Default, Clone)]
+struct Model {
+    starts: usize,
+    first_pass: bool,
+    converged: bool,
+    ack: bool,
+    held: bool,
+    gone: bool,
+    stalled: bool,
+    aborted: bool,
+    verdict: bool,
+    released: bool,
+    to_post_copy: bool,
+}
+
+impl Model {
+    fn live(&self) -> bool {
+        self.starts > 0 && !self.aborted && !self.verdict
+    }
+
+    fn learn(&mut self, input: &Input) {
+        match input {
+            Input::FirstPassDone(_) => self.first_pass = true,
+            Input::Converged(_) | Input::Unreadable(_) => {
+                self.first_pass = true;
+                self.converged = true;
+            }
+            Input::Diverged(_) => self.converged = false,
+            Input::Stalled(..) => {
+                self.converged = false;
+                self.stalled = true;
+            }
+            Input::AckWithheld(_) => self.ack = true,
+            Input::HeldInFirstPass(_) => self.held = true,
+            Input::GuestStopped(_) => self.gone = true,
+            Input::Migrated(_) | Input::MigrateFailed(..) => self.verdict = true,
+            _ => {}
+        }
+    }
+}
+
+fn member_of(input: &Input) -> Option<usize> {
+    match input {
+        Input::FirstPassDone(m)
+        | Input::Unreadable(m)
+        | Input::Converged(m)
+        | Input::Diverged(m)
+        | Input::Stalled(m, _)
+        | Input::AckWithheld(m)
+        | Input::HeldInFirstPass(m)
+        | Input::GuestStopped(m)
+        | Input::MemberFailed(m, _)
+        | Input::Migrated(m)
+        | Input::MigrateFailed(m, _) => Some(*m),
+        _ => None,
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn invariants_hold_in_any_order(
         members in 1usize..6,
-        keep_going in any::<bool>(),
-        batches in prop::collection::vec(prop::collection::vec(any_input(5), 1..4), 0..30),
+        policy in any_policy(),
+        batches in prop::collection::vec(prop::collection::vec(any_input(5), 0..4), 0..40),
     ) {
-        let policy = if keep_going { OnFailure::Continue } else { OnFailure::Abort };
         let mut barrier = Barrier::new(0..members, policy);
-        // A model kept apart from the machine's own bookkeeping.
-        let mut first_pass = vec![false; members];
-        let mut ack = vec![false; members];
-        let mut gone = vec![false; members];
-        let mut verdict = vec![false; members];
-        let mut arrived = vec![false; members];
-        let mut aborted = vec![false; members];
-        let mut failed = false;
-        let mut releases = 0;
+        let holds = policy.holds(members);
+        let mut model = vec![Model::default(); members];
+        let mut released = false;
         let mut finishes = 0;
-        // In the end libvirt always answers for everybody.
-        let ending = (0..members).map(|m| vec![Input::Migrated(m)]);
+        // In the end libvirt always answers for everybody, and for those who begin anew again.
+        let answers = || (0..members).map(Input::Migrated).collect::<Vec<_>>();
+        let ending = std::iter::repeat_with(answers).take(members + 1);
         for batch in batches.into_iter().chain(ending) {
-            let set = |flags: &mut Vec<bool>, m: usize| if m < members { flags[m] = true };
-            // A verdict in the same batch makes a broken channel no news.
-            let migrated: Vec<usize> = batch
+            // Nothing happens to a member that was not started, and libvirt answers once.
+            let batch: Vec<Input> = batch
+                .into_iter()
+                .filter(|input| {
+                    member_of(input).is_none_or(|m| {
+                        model.get(m).is_none_or(|model| model.starts > 0 && !model.verdict)
+                    })
+                })
+                .collect();
+            let answered: Vec<usize> = batch
                 .iter()
                 .filter_map(|input| match input {
-                    Input::Migrated(m) => Some(*m),
+                    Input::MigrateFailed(m, _) => Some(*m),
                     _ => None,
                 })
                 .collect();
-            for m in migrated {
-                set(&mut verdict, m);
-                set(&mut arrived, m);
-            }
             for input in &batch {
-                match input {
-                    Input::FirstPassDone(m) | Input::Unreadable(m) => set(&mut first_pass, *m),
-                    Input::AckWithheld(m) => set(&mut ack, *m),
-                    Input::GuestStopped(m) => set(&mut gone, *m),
-                    Input::Migrated(_) => {}
-                    Input::MigrateFailed(m, _) => {
-                        set(&mut verdict, *m);
-                        failed |= *m < members;
-                    }
-                    Input::MemberFailed(m, _) => failed |= *m < members && !arrived[*m],
-                    Input::SessionFailed(_) | Input::AbortRequested | Input::TimedOut => failed = true,
+                if let Some(model) = member_of(input).and_then(|m| model.get_mut(m)) {
+                    model.learn(input);
                 }
             }
+            let stopping = batch.iter().any(|input| {
+                matches!(input, Input::AbortRequested | Input::SessionFailed(_))
+            });
             for action in barrier.handle(batch) {
                 prop_assert_eq!(finishes, 0, "nothing after the end");
                 match action {
-                    Action::Release(released) => {
-                        releases += 1;
-                        prop_assert_eq!(releases, 1);
-                        prop_assert!(keep_going || !failed);
-                        for m in 0..members {
-                            let live = !verdict[m] && !aborted[m];
-                            prop_assert_eq!(released.contains(&m), live);
-                            prop_assert!(!live || gone[m] || (first_pass[m] && ack[m]));
+                    Action::Start { member, throttled } => {
+                        prop_assert!(!stopping && !released);
+                        if throttled {
+                            prop_assert_eq!(model[member].starts, 1);
+                            prop_assert_eq!(policy.on_stall, OnStall::Throttle);
+                            prop_assert!(answered.contains(&member), "before its end");
+                            model[member] = Model { starts: 1, ..Model::default() };
+                        } else {
+                            prop_assert_eq!(model[member].starts, 0);
+                        }
+                        model[member].starts += 1;
+                        let under_way = model.iter().filter(|m| m.starts > 0 && !m.verdict);
+                        prop_assert!(under_way.count() <= policy.concurrency.get());
+                    }
+                    Action::PostCopy(those) => {
+                        prop_assert!(policy.can_post_copy());
+                        for m in those {
+                            prop_assert!(model[m].live() && !model[m].to_post_copy);
+                            model[m].to_post_copy = true;
+                        }
+                    }
+                    Action::Suspend(those) => {
+                        prop_assert_eq!(policy.on_timeout, OnTimeout::Suspend);
+                        for m in those {
+                            prop_assert!(model[m].live());
+                        }
+                    }
+                    Action::Release(those) => {
+                        prop_assert!(holds && !stopping);
+                        for model in model.iter().filter(|m| m.live() && !released) {
+                            let ready = model.first_pass && model.converged && model.ack;
+                            let post_copy = policy.can_post_copy() && model.ack;
+                            prop_assert!(model.gone || model.held || ready || post_copy);
+                        }
+                        if policy.switchover == Switchover::Together {
+                            prop_assert!(!released, "one decision");
+                            let live = model.iter().filter(|m| m.live()).count();
+                            prop_assert_eq!(those.len(), live);
+                        }
+                        released = true;
+                        for m in those {
+                            prop_assert!(model[m].live() && !model[m].released);
+                            model[m].released = true;
                         }
                     }
                     Action::AbortMember(m) => {
-                        prop_assert!(m < members && !verdict[m] && !aborted[m]);
-                        aborted[m] = true;
+                        // Again only if the first time was for beginning anew.
+                        prop_assert!(model[m].starts > 0 && !model[m].verdict);
+                        prop_assert!(!model[m].aborted || model[m].stalled);
+                        model[m].aborted = true;
                     }
                     Action::Finish => {
                         finishes += 1;
-                        prop_assert!(verdict.iter().all(|done| *done));
+                        prop_assert!(model.iter().all(|m| m.starts == 0 || m.verdict));
                     }
                 }
             }

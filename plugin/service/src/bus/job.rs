@@ -48,6 +48,18 @@ impl JobObject {
         self.job.control(Control::SetBandwidth(bandwidth))
     }
 
+    /// Switches the whole gang to post-copy now: every guest goes on at the destination and fetches
+    /// the rest of its memory from here. Only for a job that was started with the option postcopy,
+    /// timeout-postcopy, or on-stall=postcopy.
+    async fn start_post_copy(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), ServiceError> {
+        check(connection, &header, Permission::Migrate).await?;
+        self.job.start_post_copy()
+    }
+
     /// preparing, running, switching, completed, failed, partial or aborted.
     #[zbus(property)]
     fn state(&self) -> String {
@@ -55,9 +67,11 @@ impl JobObject {
     }
 
     /// gang (s), destination (s), started (t, seconds since 1970), elapsed_ms (t), and members
-    /// (aa{sv}) with name (s), uuid (s), state (s: waiting, copying, held, switching, migrated,
+    /// (aa{sv}) with name (s), uuid (s), state (s: waiting, ballooning, copying, held, switching, migrated,
     /// source or failed), memory_bytes (t), total_bytes, remaining_bytes and iterations (t, as
-    /// libvirt counts them), qemu_stream_bytes (t), wire_bytes (t).
+    /// libvirt counts them), qemu_stream_bytes (t), wire_bytes (t); and while a member does not
+    /// converge dirtied_per_s and carried_per_s (t, bytes of its memory: written to by the guest,
+    /// and sent); throttled (b) if QEMU slows the guest down.
     #[zbus(property)]
     fn progress(&self) -> Dictionary {
         Properties::of(&self.job).progress
@@ -124,7 +138,7 @@ fn progress(job: &Job, view: &JobView) -> Dictionary {
 }
 
 fn member(member: &MemberView) -> Dictionary {
-    dictionary([
+    let mut described = dictionary([
         ("name", Variant::from(member.name.clone())),
         ("uuid", Variant::from(member.uuid.to_string())),
         ("state", Variant::from(member.state.as_str())),
@@ -134,7 +148,17 @@ fn member(member: &MemberView) -> Dictionary {
         ("iterations", Variant::from(member.iterations)),
         ("qemu_stream_bytes", Variant::from(member.qemu_stream_bytes)),
         ("wire_bytes", Variant::from(member.wire_bytes)),
-    ])
+    ]);
+    if let Some(rates) = &member.stalled {
+        described.extend(dictionary([
+            ("dirtied_per_s", Variant::from(rates.dirtied as u64)),
+            ("carried_per_s", Variant::from(rates.carried as u64)),
+        ]));
+    }
+    if member.throttled {
+        described.extend(dictionary([("throttled", Variant::from(true))]));
+    }
+    described
 }
 
 fn statistics(view: &JobView) -> Dictionary {

@@ -97,9 +97,12 @@ impl Manager {
     ///
     /// The destination is a libvirt URI with a host, or a host name. Options: domains (as) or
     /// all (b), with an empty gang; bandwidth (t, MiB/s); timeout (t, s: abort unless the gang
-    /// is ready to switch over by then; each wave of a large gang has this time); peer (s, HOST:PORT of the other vmgangd); persistent,
-    /// undefinesource, suspend (b, as in virsh); on-failure (s, abort or continue); technique
-    /// (s, comma list, all or none). Anything else is refused.
+    /// is ready to switch over by then), or instead of the abort timeout-suspend or
+    /// timeout-postcopy (b); peer (s, HOST:PORT of the other vmgangd); persistent, undefinesource,
+    /// suspend, auto-converge, unsafe, postcopy, postcopy-resume (b, as in virsh); parallel (t,
+    /// connections); concurrency (t, members under way at once); switchover (s, together, staggered
+    /// or free); on-failure (s, abort or continue); on-stall (s, throttle, postcopy, leave or
+    /// abort); technique (s, comma list, all or none). Anything else is refused.
     #[zbus(out_args("job"))]
     async fn migrate(
         &self,

@@ -17,7 +17,7 @@ use vmgang_engine::{
     SourceOptions, Transport, Workers,
 };
 use vmgang_libvirt::{
-    DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
     ListedDomain, Membership, MigrateOptions, QemuUser,
 };
 use vmgang_service::bus;
@@ -60,6 +60,12 @@ pub enum Script {
     BreaksAfterRelease,
     /// The session with the peer breaks while it copies.
     SessionLost,
+    /// Dirties memory as fast as it can be sent, unless QEMU slows it down.
+    Stalls,
+    /// Does so whatever QEMU does; only post-copy helps.
+    AlwaysStalls,
+    /// Has still much to send after its first pass; only post-copy helps.
+    Copying,
     /// libvirt gives it up after a while, and it stays paused.
     LeftPaused,
     /// libvirt saves it to a file just now.
@@ -82,12 +88,22 @@ pub struct Fake {
     pub abort_delay: Duration,
     /// Calls to abort that have returned, and those of them that reached a domain's job.
     pub aborts: Arc<Mutex<(usize, Vec<String>)>>,
+    /// Balloons by name, and what was asked of their guests: here, or at the destination.
+    pub balloons: Arc<Mutex<HashMap<String, Balloon>>>,
+    pub restored_there: Arc<Mutex<Vec<(String, u64, u32)>>>,
+    /// Guests take their time to give memory up.
+    pub balloons_are_slow: bool,
+    /// Guests that were suspended.
+    pub suspended: Arc<Mutex<Vec<String>>>,
     /// Migrations started.
     pub started: Arc<Mutex<usize>>,
     /// What this host has available.
     pub available_bytes: u64,
     /// What the destination's libvirt lists.
     pub there: Vec<ListedDomain>,
+    pub libvirt_there: Option<u32>,
+    /// And what has migrated to it.
+    arrived: Arc<Mutex<Vec<ListedDomain>>>,
     /// The page window of the newest offer.
     pub window_offered: Arc<Mutex<u64>>,
     /// The destination's libvirt answers only once the peer was called.
@@ -107,6 +123,7 @@ struct Wires {
     /// Longest downtimes in milliseconds.
     limits: watch::Sender<Vec<u64>>,
     aborted: watch::Sender<Vec<bool>>,
+    post_copy: watch::Sender<Vec<bool>>,
     members: Vec<Uuid>,
 }
 
@@ -140,9 +157,15 @@ impl Fake {
             connect_delay: Duration::ZERO,
             abort_delay: Duration::ZERO,
             aborts: Arc::default(),
+            balloons: Arc::default(),
+            restored_there: Arc::default(),
+            balloons_are_slow: false,
+            suspended: Arc::default(),
             started: Arc::default(),
             available_bytes: 64 << 30,
             there: Vec::new(),
+            libvirt_there: Some(11_002_000),
+            arrived: Arc::default(),
             window_offered: Arc::default(),
             answers_after_call: false,
             calls: Arc::default(),
@@ -212,6 +235,9 @@ impl Hypervisor for Fake {
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         Ok(true)
     }
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        Ok(false)
+    }
     fn set_max_downtime(&self, uuid: Uuid, limit_ms: u64) -> Result<(), LibvirtError> {
         let (wires, member) = self.wires_of(uuid);
         let released = wires.released.borrow()[member];
@@ -228,6 +254,66 @@ impl Hypervisor for Fake {
             },
             emulated: false,
         })
+    }
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let (wires, member) = self.wires_of(uuid);
+        wires
+            .post_copy
+            .send_modify(|post_copy| post_copy[member] = true);
+        Ok(())
+    }
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let name = self.domain(uuid)?.name;
+        self.suspended.lock().expect("lock").push(name);
+        // A guest that does not run dirties nothing.
+        let (wires, member) = self.wires_of(uuid);
+        let _ = wires.events.send(SourceEvent::PassDone {
+            member,
+            sent_bytes: 0,
+            took: Duration::from_millis(1),
+        });
+        Ok(())
+    }
+    fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.domain(uuid).map(drop)
+    }
+    fn balloon(&self, uuid: Uuid) -> Result<Option<Balloon>, LibvirtError> {
+        let mut balloons = self.balloons.lock().expect("lock");
+        Ok(balloons.get_mut(&self.domain(uuid)?.name).map(|balloon| {
+            balloon.told_unix_s += u64::from(balloon.period_s) * 1_000_000_000;
+            *balloon
+        }))
+    }
+    fn set_balloon_period(&self, uuid: Uuid, seconds: u32) -> Result<(), LibvirtError> {
+        let mut balloons = self.balloons.lock().expect("lock");
+        if let Some(balloon) = balloons.get_mut(&self.domain(uuid)?.name) {
+            balloon.period_s = seconds;
+        }
+        Ok(())
+    }
+    fn set_memory(&self, uuid: Uuid, bytes: u64) -> Result<(), LibvirtError> {
+        let mut balloons = self.balloons.lock().expect("lock");
+        if let Some(balloon) = balloons.get_mut(&self.domain(uuid)?.name) {
+            balloon.current_bytes = match bytes < balloon.current_bytes && self.balloons_are_slow {
+                true => balloon.current_bytes - (balloon.current_bytes - bytes) / 2,
+                false => bytes,
+            };
+        }
+        Ok(())
+    }
+    fn restore_memory(
+        &self,
+        _: &str,
+        uuid: Uuid,
+        bytes: u64,
+        period_s: u32,
+    ) -> Result<(), LibvirtError> {
+        let name = self.domain(uuid)?.name;
+        self.restored_there
+            .lock()
+            .expect("lock")
+            .push((name, bytes, period_s));
+        Ok(())
     }
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
         let script = self.scripts.get(&self.domain(uuid)?.name);
@@ -268,7 +354,12 @@ impl Hypervisor for Fake {
         let same = uri.contains("myself");
         Ok(DestinationInfo {
             host_uuid: Some(Uuid::from_u128(if same { 1 } else { 2 })),
-            domains: self.there.clone(),
+            libvirt_version: self.libvirt_there,
+            domains: [
+                self.there.clone(),
+                self.arrived.lock().expect("lock").clone(),
+            ]
+            .concat(),
         })
     }
     fn migrate(
@@ -284,8 +375,9 @@ impl Hypervisor for Fake {
         let script = self.scripts[name];
         *self.started.lock().expect("lock") += 1;
         let name = name.to_owned();
-        assert_eq!(options.switchover_mib_s, Some(1));
         let (wires, member) = self.wires_of(uuid);
+        let held = options.switchover_mib_s == Some(1);
+        assert!(held || wires.released.borrow()[member]);
         let fake = self.clone();
         let failed = move |message: &str| LibvirtError::Domain {
             action: "migrate",
@@ -306,6 +398,20 @@ impl Hypervisor for Fake {
                 *most = (*most).max(*running);
             }
             let event = |event| wires.events.send(event).is_ok();
+            let pass = |sent_bytes| SourceEvent::PassDone {
+                member,
+                sent_bytes,
+                took: Duration::from_secs(1),
+            };
+            let stalls = match script {
+                Script::Stalls => !options.auto_converge,
+                script => matches!(script, Script::AlwaysStalls | Script::Copying),
+            };
+            let passes = if script == Script::Copying { 1 } else { 30 };
+            let ready = matches!(
+                script,
+                Script::Good | Script::Slow | Script::BreaksWhenReady | Script::BreaksAfterRelease
+            ) || (script == Script::Stalls && !stalls);
             event(SourceEvent::ChannelOpened { member });
             match script {
                 Script::Slow => tokio::time::sleep(Duration::from_millis(700)).await,
@@ -325,12 +431,17 @@ impl Hypervisor for Fake {
                 }
                 _ => {}
             }
-            if matches!(
-                script,
-                Script::Good | Script::Slow | Script::BreaksWhenReady | Script::BreaksAfterRelease
-            ) {
+            if ready {
                 event(SourceEvent::FirstPassDone { member });
                 event(SourceEvent::AckWithheld { member });
+                event(pass(0));
+            }
+            if stalls {
+                event(SourceEvent::FirstPassDone { member });
+                event(SourceEvent::AckWithheld { member });
+                for _ in 0..passes {
+                    event(pass(1 << 30));
+                }
             }
             if script == Script::BreaksWhenReady {
                 let error = "digest mismatch".into();
@@ -350,11 +461,20 @@ impl Hypervisor for Fake {
                     Err(failed("the stream ended early"))
                 }
                 () = async {
+                    if matches!(script, Script::NeverReady | Script::SessionLost) {
+                        std::future::pending::<()>().await;
+                    }
                     if script != Script::NoAck {
                         let _ = released.wait_for(|released| released[member]).await;
                     }
+                    if stalls {
+                        let mut post_copy = wires.post_copy.subscribe();
+                        let _ = post_copy.wait_for(|post_copy| post_copy[member]).await;
+                    }
                     // QEMU has more to send than a held member may have left.
-                    let _ = limits.wait_for(|limits| limits[member] >= 1000).await;
+                    if held {
+                        let _ = limits.wait_for(|limits| limits[member] >= 1000).await;
+                    }
                 } => {
                     event(SourceEvent::GuestStopped { member, at: Instant::now() });
                     if script == Script::BreaksAfterRelease {
@@ -367,6 +487,11 @@ impl Hypervisor for Fake {
                     let domain = domains.iter_mut().find(|d| d.uuid == uuid).expect("there");
                     domain.id = None;
                     domain.state = DomainState::ShutOff;
+                    fake.arrived.lock().expect("lock").push(ListedDomain {
+                        name: domain.name.clone(),
+                        uuid,
+                        active: true,
+                    });
                     Ok(())
                 }
                 _ = aborted.wait_for(|aborted| aborted[member]) => Err(failed("canceled by client")),
@@ -405,14 +530,14 @@ impl Drop for FakeSession {
 
 impl Tunnel for FakeTunnel {
     fn connect(&self, options: SourceOptions) -> BoxFuture<'_, Result<Opened, SourceError>> {
-        assert!(options.hold, "the gang must be held until its release");
         let members: Vec<Uuid> = options.offer.members.iter().map(|m| m.uuid).collect();
         let (events, receiver) = mpsc::unbounded_channel();
         let wires = Wires {
             events,
-            released: watch::Sender::new(vec![false; members.len()]),
+            released: watch::Sender::new(vec![!options.hold; members.len()]),
             limits: watch::Sender::new(vec![300; members.len()]),
             aborted: watch::Sender::new(vec![false; members.len()]),
+            post_copy: watch::Sender::new(vec![false; members.len()]),
             members,
         };
         *self.0.wires.lock().expect("lock") = Some(wires.clone());
@@ -446,6 +571,13 @@ impl Session for FakeSession {
         self.wires
             .released
             .send_modify(|released| released[member] = true);
+    }
+    fn close_socket(&self, _: usize) {}
+    fn restart_member(&self, member: usize) {
+        self.wires
+            .aborted
+            .send_modify(|aborted| aborted[member] = false);
+        self.wires.limits.send_modify(|limits| limits[member] = 0);
     }
     fn set_bandwidth(&self, _: Option<u64>) {}
     fn counters(&self) -> SessionCounters {
@@ -617,7 +749,11 @@ pub struct Rig {
 
 impl Rig {
     pub async fn new(fake: Fake) -> Rig {
-        let state_dir = tempfile::tempdir().expect("a directory");
+        Rig::after(fake, tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// With what an earlier daemon has left.
+    pub async fn after(fake: Fake, state_dir: tempfile::TempDir) -> Rig {
         let transport = fake.transport.clone();
         let available_bytes = fake.available_bytes;
         let (scans, stages, contents) = knowledge(&fake);

@@ -4,9 +4,9 @@
 
 use super::blocks::{BLOCK_LOG2, NextBlock, block_at};
 use super::{
-    BLOCKS_MAX, BODY_ONLY, Content, DELTA_BYTES_MAX, EXPLICIT_ADDRESS, KIND_BLOCKS, KIND_DEFINE,
-    KIND_DELTA, KIND_KEEP, KIND_LITERAL, KIND_MASK, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM,
-    KIND_ZERO, Operation, PAGE_BYTES, PageBlocks, Place,
+    BLOCKS_MAX, BODY_ONLY, Content, DELTA_BYTES_MAX, EXPLICIT_ADDRESS, KIND_ADDRESS, KIND_BLOCKS,
+    KIND_DEFINE, KIND_DELTA, KIND_KEEP, KIND_LITERAL, KIND_MASK, KIND_OPAQUE, KIND_REFERENCE,
+    KIND_UNIFORM, KIND_ZERO, Operation, PAGE_BYTES, PageBlocks, Place,
 };
 use crate::WireError;
 use crate::cursor::Reader;
@@ -106,6 +106,11 @@ impl<'a> Operations<'a> {
                     fill: run.detail,
                 });
             }
+            KIND_ADDRESS => {
+                return Ok(Operation::Address {
+                    address: run.page.unwrap_or(0) << 12,
+                });
+            }
             KIND_LITERAL => Content::Literal(self.page()?),
             KIND_DEFINE => Content::Define {
                 slot,
@@ -203,11 +208,12 @@ impl<'a> Operations<'a> {
         let kind = byte & KIND_MASK;
         let known_flags = match kind {
             KIND_OPAQUE | KIND_KEEP => 0,
-            KIND_ZERO => EXPLICIT_ADDRESS,
+            KIND_ZERO | KIND_ADDRESS => EXPLICIT_ADDRESS,
             _ => EXPLICIT_ADDRESS | BODY_ONLY,
         };
         let flags = byte & !KIND_MASK;
-        if kind > KIND_KEEP || flags & !known_flags != 0 || flags == EXPLICIT_ADDRESS | BODY_ONLY {
+        if kind > KIND_ADDRESS || flags & !known_flags != 0 || flags == EXPLICIT_ADDRESS | BODY_ONLY
+        {
             return Err(WireError::Value("kind"));
         }
         if kind == KIND_OPAQUE {

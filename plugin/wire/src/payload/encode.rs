@@ -5,9 +5,9 @@
 
 use super::blocks::{Block, NextBlock, block_number};
 use super::{
-    BODY_ONLY, Content, Costs, EXPLICIT_ADDRESS, GROUPS, KIND_BLOCKS, KIND_DEFINE, KIND_DELTA,
-    KIND_KEEP, KIND_LITERAL, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM, KIND_ZERO, PAGE_BYTES,
-    PAGE_HEADER_BYTES, PageBlocks, Place, ZERO_RECORD_BYTES,
+    ADDRESS_BYTES, BODY_ONLY, Content, Costs, EXPLICIT_ADDRESS, GROUPS, KIND_ADDRESS, KIND_BLOCKS,
+    KIND_DEFINE, KIND_DELTA, KIND_KEEP, KIND_LITERAL, KIND_OPAQUE, KIND_REFERENCE, KIND_UNIFORM,
+    KIND_ZERO, PAGE_BYTES, PAGE_HEADER_BYTES, PageBlocks, Place, ZERO_RECORD_BYTES,
 };
 use crate::cursor::put_varint;
 
@@ -102,10 +102,19 @@ impl Encoder {
 
     /// `count` zero records with CONTINUE, each one page further than the one before it.
     pub fn zeros(&mut self, address: u64, fill: u8, count: usize) {
+        self.several(KIND_ZERO, address, fill, count);
+    }
+
+    /// `count` page addresses, each one page further than the one before it.
+    pub fn addresses(&mut self, address: u64, count: usize) {
+        self.several(KIND_ADDRESS, address, 0, count);
+    }
+
+    fn several(&mut self, kind: u8, address: u64, detail: u8, count: usize) {
         let Some(more) = count.checked_sub(1) else {
             return;
         };
-        self.extend(KIND_ZERO, Some(address / PAGE_BYTES as u64), 0, fill, 0);
+        self.extend(kind, Some(address / PAGE_BYTES as u64), 0, detail, 0);
         if let Some(run) = &mut self.run {
             run.count += more as u64;
         }
@@ -246,12 +255,13 @@ impl Encoder {
         }
         let per_record = match (run.kind, run.first) {
             (KIND_ZERO, _) => ZERO_RECORD_BYTES,
+            (KIND_ADDRESS, _) => ADDRESS_BYTES,
             (KIND_KEEP, _) => 0,
             (_, Some(_)) => PAGE_HEADER_BYTES + PAGE_BYTES,
             (_, None) => PAGE_BYTES,
         };
         let cost = match run.kind {
-            KIND_ZERO => &mut self.costs.zero,
+            KIND_ZERO | KIND_ADDRESS => &mut self.costs.zero,
             KIND_UNIFORM => &mut self.costs.uniform,
             KIND_REFERENCE => &mut self.costs.reference[run.group.min(GROUPS - 1)],
             KIND_DELTA => &mut self.costs.delta,

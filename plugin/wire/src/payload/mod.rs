@@ -23,6 +23,8 @@ pub const PAGE_BYTES: usize = 4096;
 pub const PAGE_HEADER_BYTES: usize = 8;
 /// Bytes of the stream that a zero record takes.
 pub const ZERO_RECORD_BYTES: usize = 9;
+/// Bytes of the stream that a page's address takes in the list of a multifd packet.
+pub const ADDRESS_BYTES: usize = 8;
 /// No delta is longer; one that is not shorter than its page would not be sent as one.
 pub const DELTA_BYTES_MAX: usize = PAGE_BYTES - 1;
 
@@ -35,6 +37,7 @@ const KIND_UNIFORM: u8 = 5;
 const KIND_DELTA: u8 = 6;
 const KIND_BLOCKS: u8 = 7;
 const KIND_KEEP: u8 = 8;
+const KIND_ADDRESS: u8 = 9;
 const KIND_MASK: u8 = 0x0f;
 /// The address is not the one after the last operation's: it follows.
 const EXPLICIT_ADDRESS: u8 = 0x10;
@@ -95,6 +98,7 @@ pub const GROUPS: usize = 4;
 pub struct Costs {
     /// Opaque bytes, pages sent in full, and what is kept of them.
     pub literal: Cost,
+    /// Zero records, and the lists of addresses that multifd has instead.
     pub zero: Cost,
     pub uniform: Cost,
     /// References, by the caller's group, less than [`GROUPS`].
@@ -132,6 +136,10 @@ pub enum Operation<'a> {
         address: u64,
         fill: u8,
     },
+    /// The address of a page, without the page.
+    Address {
+        address: u64,
+    },
     Page {
         place: Place,
         content: Content<'a>,
@@ -150,6 +158,7 @@ impl Operation<'_> {
         match self {
             Operation::Opaque(bytes) => bytes.len(),
             Operation::Zero { .. } => ZERO_RECORD_BYTES,
+            Operation::Address { .. } => ADDRESS_BYTES,
             Operation::Keep { .. } => 0,
             Operation::Page { place, .. } => match place {
                 Place::Record { .. } => PAGE_HEADER_BYTES + PAGE_BYTES,
