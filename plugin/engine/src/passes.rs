@@ -2,7 +2,9 @@
 //!
 //! Owns: where a pass ends and how long it took. Must not: judge it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use vmgang_stream::{PAGE_BYTES, Progress};
 

@@ -259,6 +259,16 @@ impl Session for WatchedSession {
         self.note(self.members[member]);
         self.session.release_member(member);
     }
+    fn restart_member(&self, member: usize) {
+        self.world.begins_anew(self.members[member]);
+        self.session.restart_member(member);
+    }
+    fn close_socket(&self, member: usize) {
+        let uri = self.session.migrate_uri(member);
+        let socket = PathBuf::from(uri.trim_start_matches("unix://"));
+        self.world.net().sockets.remove(&socket);
+        self.session.close_socket(member);
+    }
     fn set_bandwidth(&self, bytes_per_s: Option<u64>) {
         self.session.set_bandwidth(bytes_per_s);
     }

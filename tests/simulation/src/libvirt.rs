@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use uuid::Uuid;
 use vmgang_libvirt::{
-    DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
     ListedDomain, Membership, MigrateOptions, QemuUser,
 };
 use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
@@ -59,6 +59,25 @@ impl Libvirt {
         }
     }
 
+    /// Suspends a guest here, or lets it go on.
+    fn pause(&self, uuid: Uuid, paused: bool) -> Result<(), LibvirtError> {
+        let info = self.domain(uuid)?;
+        let member = self.world.member(uuid).unwrap_or_default();
+        let (here, migrating) = {
+            let guest = self.world.guest(member);
+            (guest.here, guest.migrating)
+        };
+        if migrating {
+            return Err(failed(&info.name, "it migrates"));
+        }
+        match (here, paused) {
+            (Here::Running, true) => self.world.set_here(member, Here::Paused),
+            (Here::Paused, false) => self.world.set_here(member, Here::Running),
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn info(&self, guest: &Guest) -> DomainInfo {
         let state = match (self.on_source, guest.here, guest.there) {
             (true, Here::Running, _) | (false, _, There::Running) => DomainState::Running,
@@ -80,8 +99,8 @@ impl Libvirt {
 }
 
 impl Hypervisor for Libvirt {
-    fn blocks(&self) -> bool {
-        false
+    fn answers_at_once(&self) -> bool {
+        true
     }
     fn hostname(&self) -> Result<String, LibvirtError> {
         self.asked()?;
@@ -148,6 +167,33 @@ impl Hypervisor for Libvirt {
             false => Err(failed(&info.name, "no migration job is active")),
         }
     }
+    fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
+        self.asked()?;
+        Ok(true)
+    }
+    fn start_post_copy(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        let info = self.domain(uuid)?;
+        Err(failed(&info.name, "post-copy is not simulated"))
+    }
+    fn suspend(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.pause(uuid, true)
+    }
+    fn resume(&self, uuid: Uuid) -> Result<(), LibvirtError> {
+        self.pause(uuid, false)
+    }
+    fn balloon(&self, _: Uuid) -> Result<Option<Balloon>, LibvirtError> {
+        self.asked()?;
+        Ok(None)
+    }
+    fn set_balloon_period(&self, _: Uuid, _: u32) -> Result<(), LibvirtError> {
+        self.asked()
+    }
+    fn set_memory(&self, _: Uuid, _: u64) -> Result<(), LibvirtError> {
+        self.asked()
+    }
+    fn restore_memory(&self, _: &str, _: Uuid, _: u64, _: u32) -> Result<(), LibvirtError> {
+        self.asked()
+    }
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
         self.asked()?;
         let member = self.world.member(uuid).unwrap_or_default();
@@ -173,6 +219,7 @@ impl Hypervisor for Libvirt {
         let guests = self.world.guests();
         Ok(DestinationInfo {
             host_uuid: Some(Uuid::from_u128(2)),
+            libvirt_version: None,
             domains: guests
                 .map(|guest| there(&guest))
                 .filter(|domain| domain.active)

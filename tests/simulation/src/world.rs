@@ -130,8 +130,8 @@ pub struct World {
     random: Mutex<Random>,
     trace: Mutex<Trace>,
     wrong: Mutex<Vec<String>>,
-    /// When the first member could not migrate any more, or the user wanted the gang back.
-    given_up: Mutex<Option<Instant>>,
+    /// When the first member could not migrate any more, and which, or the user wanted the gang back.
+    given_up: Mutex<Option<(Instant, Option<usize>)>>,
     guests: Vec<Mutex<Guest>>,
     net: Mutex<Net>,
     due: Mutex<VecDeque<Event>>,
@@ -242,7 +242,16 @@ impl World {
 
     /// The user has asked for an abort, and was not refused.
     pub fn abort_requested(&self) {
-        lock(&self.given_up).get_or_insert(Instant::now());
+        lock(&self.given_up).get_or_insert((Instant::now(), None));
+    }
+
+    /// A member's migration has failed because it is to begin anew.
+    pub fn begins_anew(&self, member: usize) {
+        self.step(format_args!("{member} begins anew"));
+        let mut given_up = lock(&self.given_up);
+        if given_up.is_some_and(|(_, by)| by == Some(member)) {
+            *given_up = None;
+        }
     }
 
     /// libvirt's verdict on a member.
@@ -250,7 +259,7 @@ impl World {
         self.guest(member).called = false;
         self.step(format_args!("libvirt's verdict on {member}: {result:?}"));
         if result.is_err() && !self.plan.continue_on_failure {
-            lock(&self.given_up).get_or_insert(Instant::now());
+            lock(&self.given_up).get_or_insert((Instant::now(), Some(member)));
         }
     }
 
@@ -259,7 +268,8 @@ impl World {
         let ready = {
             let mut guest = self.guest(member);
             guest.released = true;
-            guest.first_pass_done && guest.ack_said && guest.called
+            // One whose destination says nothing is held in its first pass.
+            guest.called && (guest.first_pass_done || !guest.ack_said)
         };
         self.step(format_args!("released {member}"));
         if !ready {
@@ -267,7 +277,7 @@ impl World {
         }
         let given_up = *lock(&self.given_up);
         // Within a moment the two may cross.
-        if given_up.is_some_and(|at| at < Instant::now()) {
+        if given_up.is_some_and(|(at, _)| at < Instant::now()) {
             self.wrong("released after the gang was given up".to_owned());
         }
     }
