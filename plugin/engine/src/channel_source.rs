@@ -62,6 +62,8 @@ pub(crate) struct ChannelPort {
     pub credit: Arc<Semaphore>,
     /// Credit taken and not yet given back.
     pub outstanding: Arc<AtomicU64>,
+    /// Return path bytes received.
+    pub return_position: Arc<AtomicU64>,
     /// Return path bytes received and not yet credited back.
     pub return_outstanding: Arc<AtomicU64>,
     pub returns: mpsc::UnboundedSender<ReturnEvent>,

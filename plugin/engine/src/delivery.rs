@@ -13,7 +13,7 @@ use vmgang_wire::{Direction, FRAME_CREDIT_BYTES_MIN, Frame};
 use crate::buffers::Buffers;
 use crate::connection::FrameQueue;
 use crate::decode::StreamBytes;
-use crate::frame_digest::{FrameDigest, of_channel};
+use crate::frame_digest::{FrameDigest, of_return};
 use crate::network::QemuConnection;
 
 /// Delivered bytes are credited back in steps of this. So much less than what a channel is granted
@@ -91,6 +91,7 @@ impl Pump {
 
     async fn read_return(&self, mut reader: impl AsyncRead + Unpin) -> std::io::Result<()> {
         let mut buffer = vec![0; RETURN_BYTES];
+        let mut position = 0;
         loop {
             let bytes = match reader.read(&mut buffer).await? {
                 0 => break,
@@ -104,9 +105,10 @@ impl Pump {
                 .fetch_add(bytes.len() as u64, Relaxed);
             self.queue.send(&Frame::Return {
                 channel: self.channel,
-                digest: of_channel(self.digest.of(bytes), self.channel, self.member),
+                digest: of_return(self.digest.of(bytes), self.channel, self.member, position),
                 bytes,
             });
+            position += bytes.len() as u64;
         }
         self.queue.send(&Frame::Finish {
             channel: self.channel,

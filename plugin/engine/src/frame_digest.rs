@@ -49,6 +49,16 @@ pub(crate) fn of_channel(mut digest: [u8; 16], channel: u32, member: usize) -> [
     digest
 }
 
+/// The same of bytes of a return path, which also tells where in it they begin: these frames are not
+/// numbered, and one that was lost would shift what comes after it.
+pub(crate) fn of_return(digest: [u8; 16], channel: u32, member: usize, position: u64) -> [u8; 16] {
+    let mut digest = of_channel(digest, channel, member);
+    for (byte, position) in digest[6..].iter_mut().zip(position.to_le_bytes()) {
+        *byte ^= position;
+    }
+    digest
+}
+
 impl std::fmt::Debug for FrameDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("FrameDigest(..)")
@@ -82,6 +92,10 @@ mod tests {
         assert_eq!(of_channel(ours, 1 << 9, 3), digest);
         assert_ne!(of_channel(ours, 1 << 8, 3), digest);
         assert_ne!(of_channel(ours, 1 << 9, 2), digest);
+        assert_eq!(of_return(ours, 1 << 9, 3, 0), digest);
+        let far = of_return(digest, 1 << 9, 3, 1 << 40);
+        assert_eq!(of_return(far, 1 << 9, 3, 1 << 40), digest);
+        assert_ne!(of_return(far, 1 << 9, 3, 1 << 41), digest);
     }
 
     /// What `docs/protocol.md` has as its example.

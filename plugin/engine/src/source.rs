@@ -31,7 +31,7 @@ use crate::connection::{
 };
 use crate::counters::Live;
 use crate::encode::Common;
-use crate::frame_digest::{FrameDigest, of_channel};
+use crate::frame_digest::{FrameDigest, of_return};
 use crate::gate::{CHUNK_BYTES, Gate};
 use crate::greeting::{Greeted, WELCOME_TIMEOUT, greet, not_offered};
 use crate::ladder::{Ladder, LinkWatch};
@@ -227,6 +227,7 @@ impl Shared {
             member,
             credit: Arc::new(Semaphore::new(self.channel_credit_bytes as usize)),
             outstanding: Arc::new(AtomicU64::new(0)),
+            return_position: Arc::default(),
             return_outstanding: Arc::new(AtomicU64::new(0)),
             returns,
         };
@@ -655,10 +656,12 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
         } => {
             if let Some(port) = port(channel) {
                 let right = shared.common.digest.of(bytes);
-                if of_channel(right, channel, port.member) != digest {
+                let position = port.return_position.load(Relaxed);
+                if of_return(right, channel, port.member, position) != digest {
                     return Err("the digest of a return path does not match".to_owned());
                 }
                 let len = bytes.len() as u64;
+                port.return_position.fetch_add(len, Relaxed);
                 let before = port.return_outstanding.fetch_add(len, Relaxed);
                 if before + len > RETURN_CREDIT_BYTES as u64 {
                     return Err("the peer sent more return path than it was granted".to_owned());

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use vmgang_libvirt::DomainInfo;
 
 use crate::hypervisor::{Hypervisor, ask};
+use crate::outcome::{self, PostCopy};
 use crate::report::DomainOutcome;
 
 const ATTEMPTS: u32 = 20;
@@ -90,7 +91,8 @@ pub(crate) async fn settle(
         There::Active => failed(runs_there(&name, &uri)),
         There::Absent => {
             go_on(&hypervisor, &domain).await;
-            (DomainOutcome::Source, Some(because))
+            // Its QEMU may have ended meanwhile.
+            outcome::after_failure(&hypervisor, &domain, &uri, PostCopy::Never, Some(because)).await
         }
         There::Unknown => {
             tokio::spawn(ask_on(hypervisor, domain, uri.clone()));

@@ -88,6 +88,8 @@ pub struct Guest {
     pub released: bool,
     /// libvirt is at it, from its call to its verdict.
     pub called: bool,
+    /// When the last verdict came.
+    pub answered: Option<Instant>,
     /// QEMU is.
     pub migrating: bool,
     pub limit_ms: u64,
@@ -159,6 +161,7 @@ impl World {
                 ack_said: false,
                 released: false,
                 called: false,
+                answered: None,
                 migrating: false,
                 limit_ms: 0,
                 cancelled: watch::Sender::new(false),
@@ -256,7 +259,11 @@ impl World {
 
     /// libvirt's verdict on a member.
     pub fn verdict(&self, member: usize, result: &Result<(), String>) {
-        self.guest(member).called = false;
+        {
+            let mut guest = self.guest(member);
+            guest.called = false;
+            guest.answered = Some(Instant::now());
+        }
         self.step(format_args!("libvirt's verdict on {member}: {result:?}"));
         if result.is_err() && !self.plan.continue_on_failure {
             lock(&self.given_up).get_or_insert((Instant::now(), Some(member)));
@@ -269,7 +276,9 @@ impl World {
             let mut guest = self.guest(member);
             guest.released = true;
             // One whose destination says nothing is held in its first pass.
-            guest.called && (guest.first_pass_done || !guest.ack_said)
+            // The verdict may cross the release.
+            let called = guest.called || guest.answered == Some(Instant::now());
+            called && (guest.first_pass_done || !guest.ack_said)
         };
         self.step(format_args!("released {member}"));
         if !ready {
