@@ -142,7 +142,19 @@ async fn simulate(world: &Arc<World>) -> std::io::Result<Ending> {
         killed: Notify::new(),
     };
     let ending = {
-        let job = timeout(END, job(&hosts, &there));
+        // A bit that flips may lose a frame and be noticed with the next one only; TLS would have noticed
+        // at once. Then the user ends it.
+        let ended = async {
+            let mut job = std::pin::pin!(job(&hosts, &there));
+            match timeout(END, &mut job).await {
+                Err(_) if world.plan.corrupts() => {
+                    happen(&hosts, Event::Abort);
+                    timeout(END, job).await
+                }
+                ended => ended,
+            }
+        };
+        let job = ended;
         tokio::select! {
             biased;
             ending = job => ending,
