@@ -100,12 +100,8 @@ fn check(seen: &[[Held; 2]]) -> Result<()> {
 
 fn held(host: &Host) -> Result<Held> {
     let pid = host.vmgangd().pid()?.context("vmgangd runs")?;
-    let count = |what: &str| -> Result<u64> {
-        let count = format!("ls -l /proc/{pid}/fd | grep -c '{what}'");
-        // grep fails where it counts none.
-        let output = host.exec(&["sh", "-c", &count])?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
-    };
+    let open = host.run(&["ls", "-l", &format!("/proc/{pid}/fd")])?;
+    let count = |what: &str| open.lines().filter(|line| line.contains(what)).count() as u64;
     let status = host.run(&["cat", &format!("/proc/{pid}/status")])?;
     let field = |name: &str| -> Result<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -115,8 +111,8 @@ fn held(host: &Host) -> Result<Held> {
             .parse()?)
     };
     Ok(Held {
-        files: count("->")?,
-        sockets: count("socket:")?,
+        files: count("->"),
+        sockets: count("socket:"),
         threads: field("Threads:")?,
         memory_kib: field("VmRSS:")?,
     })
