@@ -29,7 +29,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover postcopy simulate fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -99,11 +99,19 @@ postcopy: stage ## how long guests wait for pages after a switch to post-copy (P
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/postcopy" --json "$(CARGO_TARGET_DIR)/postcopy.json" $(POSTCOPY)
 
-# As many seeds as nobody waits for in `make test`; SEED=N replays one and shows what happened.
+# As many seeds as nobody waits for in `make test`; SEED=N of one of the two replays one and shows what
+# happened.
 SEEDS ?= 100000
-simulate: setup ## jobs in a made-up world in which everything breaks, by the seed (SEEDS, SEED)
+SIMULATORS ?= $(shell nproc)
+simulate: simulate-jobs simulate-sessions ## whole migrations in made-up worlds in which everything breaks, by the seed (SEEDS)
+
+simulate-jobs: setup ## coordinator over a made-up tunnel (SEEDS, SEED)
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --release --locked -p vmgang-service --test simulation \
 	    whatever -- --nocapture
+
+simulate-sessions: setup ## coordinator and both halves of the engine, over a made-up network (SEEDS, SEED)
+	SEEDS=$(SEEDS) SEED=$(SEED) JOBS=$(SIMULATORS) \
+	    $(CARGO) run --release --locked -q -p vmgang-simulation --bin simulate
 
 leaks: stage ## many migrations back and forth; what the daemons hold must not grow (LEAKS)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-e2e

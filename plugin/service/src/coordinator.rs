@@ -412,6 +412,11 @@ impl Coordinator {
         removed
     }
 
+    /// Whether a job is under way.
+    pub fn is_busy(&self) -> bool {
+        self.jobs.list().iter().any(|job| !job.state().ended())
+    }
+
     /// Aborts what runs and waits for it, so that the daemon can stop.
     pub async fn shutdown(&self) {
         self.jobs.close();

@@ -70,7 +70,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         hypervisor.clone(),
         Box::new(memory::available_bytes),
     ));
-    tokio::spawn(tidy(contents.clone()));
 
     let coordinator = Coordinator::open(Parts {
         hypervisor: hypervisor.clone(),
@@ -105,6 +104,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         contents,
         page_key: Box::new(page_key),
     });
+    tokio::spawn(tidy(coordinator.clone(), admittance.clone()));
     let (stop, stopping) = watch::channel(false);
     let listening = match transport(&tls) {
         Ok(transport) => {
@@ -164,11 +164,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets go of kept contents when their time has come.
-async fn tidy(contents: Arc<Contents>) {
+/// Lets go of kept contents when their time has come, and while no gang is under way of memory that
+/// was freed.
+async fn tidy(coordinator: Arc<Coordinator>, admittance: Arc<Admittance>) {
     loop {
         tokio::time::sleep(TIDY_INTERVAL).await;
-        contents.tidy();
+        admittance.contents.tidy();
+        if !coordinator.is_busy() && !admittance.is_busy() {
+            let _ = tokio::task::spawn_blocking(memory::trim).await;
+        }
     }
 }
 

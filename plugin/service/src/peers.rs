@@ -137,6 +137,11 @@ impl DestinationHost for Admittance {
 }
 
 impl Admittance {
+    /// Whether a gang is on its way to here.
+    pub fn is_busy(&self) -> bool {
+        !self.sessions().is_empty()
+    }
+
     fn sessions(&self) -> MutexGuard<'_, BTreeMap<Uuid, Promised>> {
         // Each change is one insert or remove, whole even if a thread died around it.
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)

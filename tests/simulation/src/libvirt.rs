@@ -249,7 +249,7 @@ impl Hypervisor for Libvirt {
         Ok(Box::pin(async move {
             verdict
                 .await
-                .unwrap_or_else(|_| Err(LibvirtError::ThreadLost { domain: name }))
+                .unwrap_or(Err(LibvirtError::ThreadLost { domain: name }))
         }))
     }
     fn abort_job(&self, uuid: Uuid, answered: &AtomicBool) -> Result<(), LibvirtError> {

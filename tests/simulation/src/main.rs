@@ -55,7 +55,7 @@ fn main() -> ExitCode {
                     if let Some(finding) = outcome.findings.first() {
                         failed.fetch_add(1, Relaxed);
                         println!("seed {seed}: {finding}");
-                        println!("  replay: SEED={seed} make simulate");
+                        println!("  replay: SEED={seed} make simulate-sessions");
                     }
                     let done = seed - from + 1;
                     if done.is_multiple_of(10_000) {

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
@@ -144,8 +145,8 @@ async fn simulate(world: &Arc<World>) -> std::io::Result<Ending> {
     let ending = {
         // A bit that flips may lose a frame and be noticed with the next one only; TLS would have noticed
         // at once. Then the user ends it.
-        let ended = async {
-            let mut job = std::pin::pin!(job(&hosts, &there));
+        let job = async {
+            let mut job = pin!(job(&hosts, &there));
             match timeout(END, &mut job).await {
                 Err(_) if world.plan.corrupts() => {
                     happen(&hosts, Event::Abort);
@@ -154,7 +155,6 @@ async fn simulate(world: &Arc<World>) -> std::io::Result<Ending> {
                 ended => ended,
             }
         };
-        let job = ended;
         tokio::select! {
             biased;
             ending = job => ending,

@@ -1,5 +1,5 @@
 //! The first 2,000 seeds, and that a seed is all that a run depends on.
-//! `make simulate` runs many more.
+//! `make simulate-sessions` runs many more.
 
 use vmgang_service::report::JobState;
 use vmgang_simulation::{Ending, run};
@@ -13,7 +13,7 @@ fn nothing_goes_wrong() {
         let outcome = run(seed, false);
         assert!(
             outcome.findings.is_empty(),
-            "seed {seed}: {:#?}\nreplay: SEED={seed} make simulate",
+            "seed {seed}: {:#?}\nreplay: SEED={seed} make simulate-sessions",
             outcome.findings
         );
         let all_well = matches!(outcome.ending, Ending::Reported(JobState::Completed, _));

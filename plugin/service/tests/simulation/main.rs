@@ -3,7 +3,7 @@
 //!
 //! A seed says all: which members there are, what the options are, what breaks when. After each change
 //! of a guest's state, and at the end, the world checks what must hold (`world.rs`). A failing seed is
-//! printed, and replays exactly: `SEED=123 make simulate`.
+//! printed, and replays exactly: `SEED=123 make simulate-jobs`.
 
 mod world;
 
@@ -58,7 +58,7 @@ fn whatever_breaks_no_guest_is_lost() {
     for seed in 0..seeds {
         let workers = workers.clone();
         let run = std::panic::catch_unwind(AssertUnwindSafe(move || run_with(seed, workers)));
-        assert!(run.is_ok(), "seed {seed} fails: SEED={seed} make simulate");
+        assert!(run.is_ok(), "seed {seed} fails: SEED={seed} make simulate-jobs");
     }
 }
 
