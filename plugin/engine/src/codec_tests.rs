@@ -15,7 +15,7 @@ use crate::chunk::Chunk;
 use crate::compression::{Budget, Rung};
 use crate::counters::{GROUP_CROSS_VM, Live};
 use crate::encode::{ChannelEncoder, Common, Plan};
-use crate::frame_digest::FrameDigest;
+use crate::frame_digest::{FrameDigest, of_channel};
 use crate::ladder::{Ladder, Worth};
 use crate::order::SessionOrder;
 use crate::pool::Pool;
@@ -70,7 +70,16 @@ fn stream(pages: &[Option<u8>], dirty: &[(usize, u8)]) -> Vec<u8> {
 
 fn data(frame: &[u8]) -> Frame<'_> {
     let header = FrameHeader::decode(frame.first_chunk::<HEADER_BYTES>().unwrap()).unwrap();
-    Frame::decode(&header, &frame[HEADER_BYTES..]).unwrap()
+    let mut read = Frame::decode(&header, &frame[HEADER_BYTES..]).unwrap();
+    if let Frame::Data { channel, data } = &mut read {
+        data.digest = of_bytes(data.digest, *channel);
+    }
+    read
+}
+
+/// Of the digest of a channel: each member here has one, in their order from 1.
+fn of_bytes(digest: [u8; 16], channel: u32) -> [u8; 16] {
+    of_channel(digest, channel, channel as usize - 1)
 }
 
 fn decoder(budget: u64) -> Decoder {
@@ -217,7 +226,8 @@ proptest! {
         let at = HEADER_BYTES + at.index(frame.len() - HEADER_BYTES);
         frame[at] ^= flip;
         let header = FrameHeader::decode(frame.first_chunk::<HEADER_BYTES>().unwrap()).unwrap();
-        if let Ok(Frame::Data { data, .. }) = Frame::decode(&header, &frame[HEADER_BYTES..]) {
+        if let Ok(Frame::Data { channel, mut data }) = Frame::decode(&header, &frame[HEADER_BYTES..]) {
+            data.digest = of_bytes(data.digest, channel);
             let mut decoder = decoder(1 << 20);
             if let Ok(bytes) = decoder.decode(&data) {
                 prop_assert!(streams[0].starts_with(&bytes));

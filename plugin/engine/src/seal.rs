@@ -120,7 +120,11 @@ impl Sealer {
         let data = Data {
             sequence: frame.sequence,
             stream_len: frame.stream_len,
-            digest: of_channel(frame.digest, frame.channel, frame.member),
+            digest: match frame.channel {
+                // Pages for the window are nobody's.
+                0 => frame.digest,
+                channel => of_channel(frame.digest, channel, frame.member),
+            },
             compression: frame.compression,
             payload: &[],
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vmgang_service::config::Config;
+use vmgang_service::memory;
 
 /// Migrates gangs of virtual machines as one job.
 #[derive(Parser)]
@@ -21,6 +22,7 @@ struct Arguments {
 const LAST_CALLS: Duration = Duration::from_secs(1);
 
 fn main() -> anyhow::Result<()> {
+    memory::keep_little();
     let arguments = Arguments::parse();
     // Times are journald's to add.
     tracing_subscriber::fmt()

@@ -13,6 +13,22 @@ pub fn available_bytes() -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no MemAvailable in kB"))
 }
 
+/// Blocks from here on have memory of their own, which is given back when they are freed.
+const OWN_MEMORY_BYTES: i32 = 1 << 20;
+/// Free memory at the end of a heap stays up to this; there is a heap for every other thread.
+const HEAP_REST_BYTES: i32 = 2 << 20;
+
+/// Keeps the allocator from keeping: by itself it would learn from the first large block that is freed
+/// to keep tens of MiB in each of its heaps, which [`trim`] cannot reach. Once, before there are threads.
+pub fn keep_little() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets numbers of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MEMORY_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, HEAP_REST_BYTES);
+    }
+}
+
 /// Gives back what was freed: a job frees hundreds of MiB, which the allocator keeps in pieces. Takes
 /// some milliseconds, during which others wait for the allocator.
 pub fn trim() {

@@ -32,7 +32,8 @@ pub async fn write(stream: &mut TcpStream, frame: &Frame<'_>) -> bool {
     stream.write_all(&bytes).await.is_ok()
 }
 
-fn digest(key: &[u8; 32], bytes: &[u8]) -> [u8; 16] {
+/// Of bytes of the return path of channel 1 and member 0, from that position on.
+fn digest(key: &[u8; 32], bytes: &[u8], position: usize) -> [u8; 16] {
     let mut secret = [0; 192];
     blake3::Hasher::new_derive_key(vmgang_wire::FRAME_DIGEST_CONTEXT)
         .update(key)
@@ -40,8 +41,10 @@ fn digest(key: &[u8; 32], bytes: &[u8]) -> [u8; 16] {
         .fill(&mut secret);
     let digest = twox_hash::XxHash3_128::oneshot_with_secret(&secret, bytes);
     let mut digest = digest.unwrap().to_le_bytes();
-    // Of channel 1 and member 0.
     digest[0] ^= 1;
+    for (byte, position) in digest[6..].iter_mut().zip(position.to_le_bytes()) {
+        *byte ^= position;
+    }
     digest
 }
 
@@ -76,7 +79,7 @@ async fn a_destination_that_returns_more_than_its_credit_ends_the_session() {
         let bytes = [&[0, 7, 0, 0][..], &[0; 65_532]].concat();
         let mut sent = 0;
         while sent <= 4 * RETURN_CREDIT_BYTES {
-            let digest = digest(&key, &bytes);
+            let digest = digest(&key, &bytes, sent);
             let frame = Frame::Return {
                 channel: 1,
                 digest,
@@ -161,7 +164,7 @@ async fn overrun(frame_bytes: usize, times: usize) {
         let data = Data {
             sequence,
             stream_len: bytes.len() as u32,
-            digest: digest(&KEY, &bytes),
+            digest: digest(&KEY, &bytes, 0),
             compression: Compression::None,
             payload: &payload,
         };

@@ -58,7 +58,10 @@ fn whatever_breaks_no_guest_is_lost() {
     for seed in 0..seeds {
         let workers = workers.clone();
         let run = std::panic::catch_unwind(AssertUnwindSafe(move || run_with(seed, workers)));
-        assert!(run.is_ok(), "seed {seed} fails: SEED={seed} make simulate-jobs");
+        assert!(
+            run.is_ok(),
+            "seed {seed} fails: SEED={seed} make simulate-jobs"
+        );
     }
 }
 
