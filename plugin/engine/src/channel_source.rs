@@ -185,6 +185,7 @@ impl Channel {
             main: self.main,
             passes: Passes::default(),
             pages: 0,
+            rested_after: 0,
             first_pass_done: false,
             unreadable: false,
             gone: false,
@@ -210,8 +211,11 @@ impl Channel {
                     urgent = watch.first_pass_done;
                     let trickles = self.main
                         && watch.trickles(shared, member, &tokenizer, chunk.bytes.len(), last_read);
+                    let rests = self.main && !trickles && watch.rests(&tokenizer);
                     if trickles {
                         limit = HELD_IDLE_BYTES;
+                    }
+                    if trickles || rests {
                         let release = released.wait_for(|released| *released);
                         if timeout(HELD_PAUSE, release).await.is_ok() {
                             tokio::time::sleep(ACK_HEAD_START).await;
@@ -295,6 +299,8 @@ struct StreamWatch {
     passes: Passes,
     /// If it is not the main one.
     pages: u64,
+    /// Passes that had ended when it was last rested.
+    rested_after: u64,
     first_pass_done: bool,
     unreadable: bool,
     /// Its guest has stopped here.
@@ -306,6 +312,8 @@ struct StreamWatch {
 /// A member that is to be held and has no acknowledgement to hold it by is not read from behind so
 /// much of its first pass, in 16ths.
 const HELD_IN_FIRST_PASS: u64 = 15;
+/// What a held member that has converged sends in a pass: as much takes no time once it is let go.
+const SMALL_PASS_PAGES: u64 = 64;
 
 impl StreamWatch {
     /// Reports what the last chunk has shown.
@@ -393,6 +401,18 @@ impl StreamWatch {
             shared.report(SourceEvent::HeldInFirstPass { member });
         }
         waits
+    }
+
+    /// Whether a held QEMU has ended another pass, a small one: several of them are read together, which
+    /// costs a fraction.
+    fn rests(&mut self, tokenizer: &Tokenizer) -> bool {
+        let progress = tokenizer.progress();
+        let ended = std::mem::replace(&mut self.rested_after, progress.passes());
+        self.first_pass_done
+            && !self.unreadable
+            && !progress.multifd()
+            && ended != progress.passes()
+            && progress.last_pass_pages() <= SMALL_PASS_PAGES
     }
 
     /// Whether a held QEMU makes nothing but empty passes now, as far as can be told.

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,6 +19,8 @@ use crate::guest::serial_path;
 use crate::host::Host;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// Once in so many looks also for a new file; what is in that before is not lost, but comes later.
+const NEW_FILE_LOOKS: u32 = 10;
 
 /// A time in which a guest stood still.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +33,7 @@ pub struct Pause {
 #[derive(Debug)]
 pub struct Stamps {
     stop: Arc<AtomicBool>,
-    watching: Option<JoinHandle<Vec<Instant>>>,
+    watching: Option<JoinHandle<Vec<(Instant, usize)>>>,
 }
 
 impl Stamps {
@@ -50,18 +53,29 @@ impl Stamps {
             }
             let mut seen = Vec::new();
             let mut text = Vec::new();
-            while !stopped.load(Relaxed) {
-                text.clear();
-                for (host, port) in &mut ports {
+            for look in 0u32.. {
+                if stopped.load(Relaxed) {
+                    break;
+                }
+                for (number, (host, port)) in ports.iter_mut().enumerate() {
                     if port.is_none() {
                         *port = open(host, &path);
                     }
+                    text.clear();
                     if let Some(port) = port {
                         let _ = port.read_to_end(&mut text);
+                        // A guest that comes begins a new file.
+                        if text.is_empty()
+                            && look % NEW_FILE_LOOKS == 0
+                            && let Some(new) = open(host, &path)
+                            && identity(&new) != identity(port)
+                        {
+                            *port = new;
+                        }
                     }
-                }
-                if !text.is_empty() {
-                    seen.push(Instant::now());
+                    if !text.is_empty() {
+                        seen.push((Instant::now(), number));
+                    }
                 }
                 std::thread::sleep(LOOK_INTERVAL);
             }
@@ -73,18 +87,24 @@ impl Stamps {
         }
     }
 
-    /// Ends watching; gives the longest time without a stamp.
-    pub fn longest_pause(mut self) -> Result<Pause> {
+    /// Ends watching; gives the time from the last stamp on one host to the first on another.
+    pub fn move_pause(mut self) -> Result<Pause> {
         self.stop.store(true, Relaxed);
         let nothing = || LabError::Request("the guest wrote no stamps; use with_stamps".into());
         let seen = self.watching.take().ok_or_else(nothing)?;
         let seen = seen.join().map_err(|_| nothing())?;
-        let gaps = seen.windows(2).map(|pair| Pause {
-            began: pair[0],
-            length: pair[1] - pair[0],
-        });
-        gaps.max_by_key(|pause| pause.length).ok_or_else(nothing)
+        pause_between_hosts(&seen)
+            .ok_or_else(|| LabError::Request("the guest has not moved while it was watched".into()))
     }
+}
+
+/// Of stamps with the host that each was seen on, in their order.
+fn pause_between_hosts(seen: &[(Instant, usize)]) -> Option<Pause> {
+    let moved = seen.windows(2).find(|pair| pair[0].1 != pair[1].1)?;
+    Some(Pause {
+        began: moved[0].0,
+        length: moved[1].0 - moved[0].0,
+    })
 }
 
 impl Drop for Stamps {
@@ -93,6 +113,36 @@ impl Drop for Stamps {
     }
 }
 
+/// Tells files apart.
+fn identity(port: &File) -> Option<(u64, u64)> {
+    let meta = port.metadata().ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
 fn open(host: &Host, path: &str) -> Option<File> {
     files::open(host.name(), host.pid(), Path::new(path), OFlags::RDONLY, 0).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_is_that_of_the_move_and_not_the_longest() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let seen = [
+            (at(0), 0),
+            (at(500), 0),
+            (at(510), 0),
+            (at(560), 1),
+            (at(900), 1),
+        ];
+        let pause = pause_between_hosts(&seen).expect("it moved");
+        assert_eq!(
+            (pause.began, pause.length),
+            (at(510), Duration::from_millis(50))
+        );
+        assert!(pause_between_hosts(&seen[..3]).is_none());
+    }
 }

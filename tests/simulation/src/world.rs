@@ -302,6 +302,17 @@ impl World {
         (trace.hash, trace.steps, lines)
     }
 
+    /// A guest that runs on the destination goes on here as well, because libvirt was not told.
+    pub fn goes_on_by_mistake(&self, member: usize) {
+        self.guest(member).here = Here::Running;
+        self.step(format_args!("guest {member} here Running, by mistake"));
+    }
+
+    pub fn runs_twice(&self, member: usize) -> bool {
+        let guest = self.guest(member);
+        guest.here == Here::Running && guest.there == There::Running
+    }
+
     /// Changes where a guest is, on the source host.
     pub fn set_here(&self, member: usize, here: Here) {
         let both = {

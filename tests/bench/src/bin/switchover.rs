@@ -164,7 +164,7 @@ fn there_and_back(lab: &Lab, way: Way, link: Option<u64>) -> Result<Measured> {
     let seconds = start.elapsed().as_secs_f64();
     // The last one has run for a while, too.
     std::thread::sleep(Duration::from_millis(500));
-    let pauses = watched.into_iter().map(Stamps::longest_pause);
+    let pauses = watched.into_iter().map(Stamps::move_pause);
     let pauses: Vec<Pause> = pauses.collect::<Result<_, _>>()?;
     expect_running(b, &GUESTS)?;
     lab.shape(None)?;
