@@ -564,7 +564,7 @@ impl Channel {
         let mut released = shared.gate.released(member);
         let mut path = ReturnPath::new(!*released.borrow());
         let mut waiting: Vec<u8> = Vec::new();
-        let mut finished = false;
+        let (mut finished, mut arrived) = (false, false);
         loop {
             if *released.borrow() {
                 path.release();
@@ -572,6 +572,10 @@ impl Channel {
             let passable = path.passable(&waiting);
             if path.ack_withheld() && shared.gate.withhold_ack(member) {
                 shared.report(SourceEvent::AckWithheld { member });
+            }
+            if path.arrived() && !std::mem::replace(&mut arrived, true) {
+                // Before QEMU knows, and libvirt has it run there.
+                shared.report(SourceEvent::Arrived { member });
             }
             if passable > 0 {
                 match writer.write_all(&waiting[..passable]).await {

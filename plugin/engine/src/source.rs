@@ -141,6 +141,8 @@ pub enum SourceEvent {
     AckWithheld { member: usize },
     /// The guest is stopped now: what follows is downtime.
     GuestStopped { member: usize, at: Instant },
+    /// The destination QEMU has said that it has all of the guest, and the source QEMU is about to hear it.
+    Arrived { member: usize },
     /// A connection ended in order, both ways.
     StreamEnded { member: usize },
     /// A connection broke.

@@ -201,6 +201,7 @@ impl Driver {
     ) -> Result<(), LibvirtError> {
         known.facts[member].started.get_or_insert_with(Instant::now);
         known.facts[member].stream_ended = false;
+        known.facts[member].arrived = false;
         known.facts[member].connected = false;
         if throttled {
             tracing::info!(
@@ -434,6 +435,12 @@ impl Driver {
                     facts.guest_stopped.get_or_insert(at);
                 }
                 Some(Input::GuestStopped(member))
+            }
+            SourceEvent::Arrived { member } => {
+                if let Some(facts) = known.facts.get_mut(member) {
+                    facts.arrived = true;
+                }
+                None
             }
             SourceEvent::StreamEnded { member } => {
                 if let Some(facts) = known.facts.get_mut(member) {

@@ -55,7 +55,9 @@ pub(crate) struct Facts {
     pub(crate) connected: bool,
     /// It was aborted before that, and cannot connect any more.
     pub(crate) closed: Option<Instant>,
-    /// Its stream was read to its end, both ways: the destination may have all of the guest.
+    /// Its destination QEMU has said that it has all of the guest.
+    pub(crate) arrived: bool,
+    /// Its stream was read to its end, both ways.
     pub(crate) stream_ended: bool,
     /// What its guest gave up, if that was asked for.
     pub(crate) ballooned_bytes: Option<u64>,
@@ -67,7 +69,7 @@ impl Facts {
     /// The destination has all of the guest, and may have been told to run it: libvirt here learns
     /// that by an answer that can be lost, and then lets the guest go on here as well.
     pub(crate) fn may_run_there(&self) -> bool {
-        self.guest_stopped.is_some() && self.stream_ended
+        self.guest_stopped.is_some() && (self.arrived || self.stream_ended)
     }
 }
 

@@ -1,5 +1,6 @@
-//! The return path (destination QEMU to source QEMU), read for one purpose: to withhold
-//! SWITCHOVER_ACK, without which the source cannot switch over.
+//! The return path (destination QEMU to source QEMU), read for two purposes: to withhold
+//! SWITCHOVER_ACK, without which the source cannot switch over; and to know when the destination has said
+//! that it has all of the guest, after which that may run there.
 //!
 //! Owns: the message boundaries of one connection's return path.
 //! Must not: change, drop or reorder a byte. Withholding is a prefix hold: the message and
@@ -7,6 +8,7 @@
 //!
 //! Format: be16 type, be16 length, data (QEMU `migration/migration.c`).
 
+const MESSAGE_SHUT: u16 = 1;
 const MESSAGE_RECV_BITMAP: u16 = 5;
 const MESSAGE_SWITCHOVER_ACK: u16 = 7;
 
@@ -19,6 +21,12 @@ pub struct ReturnPath {
     opaque: bool,
     released: bool,
     ack_withheld: bool,
+    /// The beginning of a header that has been passed on.
+    torn: [u8; 4],
+    torn_len: usize,
+    /// The message at hand is a SHUT; whether its value so far is 0.
+    shut: Option<bool>,
+    arrived: bool,
 }
 
 impl ReturnPath {
@@ -40,39 +48,64 @@ impl ReturnPath {
         self.ack_withheld
     }
 
+    /// Whether the destination's "I have it all" (SHUT with 0) is among what may pass: the source is done
+    /// when it reads that.
+    pub fn arrived(&self) -> bool {
+        self.arrived
+    }
+
     /// Takes the bytes that have not been passed on yet, oldest first, and returns how many
     /// of them may pass now. The rest must be given again, with more behind it or after a
     /// release. At a withheld message the four header bytes wait too.
     pub fn passable(&mut self, buf: &[u8]) -> usize {
         let mut at = 0;
         while at < buf.len() {
-            if self.opaque || self.released {
+            if self.opaque {
                 return buf.len();
             }
             if self.data_left > 0 {
-                let skip = self.data_left.min(buf.len() - at);
-                self.data_left -= skip;
-                at += skip;
+                let data = &buf[at..][..self.data_left.min(buf.len() - at)];
+                self.data(data);
+                at += data.len();
+                continue;
+            }
+            if self.released {
+                self.torn[self.torn_len] = buf[at];
+                at += 1;
+                self.torn_len = (self.torn_len + 1) % 4;
+                if self.torn_len == 0 {
+                    self.header(self.torn);
+                }
                 continue;
             }
             // A header that may be an ACK is not passed in part: all four bytes or none.
-            let Some(header) = buf.get(at..at + 4) else {
+            let Some(header) = buf[at..].first_chunk() else {
                 return at;
             };
-            let kind = u16::from_be_bytes([header[0], header[1]]);
-            let len = u16::from_be_bytes([header[2], header[3]]);
-            if kind == MESSAGE_SWITCHOVER_ACK {
+            if u16::from_be_bytes([header[0], header[1]]) == MESSAGE_SWITCHOVER_ACK {
                 self.ack_withheld = true;
                 return at;
             }
-            if kind == MESSAGE_RECV_BITMAP {
-                // Followed by a bitmap outside the message length.
-                self.opaque = true;
-            }
-            self.data_left = usize::from(len);
+            self.header(*header);
             at += 4;
         }
         at
+    }
+
+    fn header(&mut self, [k0, k1, l0, l1]: [u8; 4]) {
+        let kind = u16::from_be_bytes([k0, k1]);
+        self.data_left = usize::from(u16::from_be_bytes([l0, l1]));
+        // A bitmap follows outside the message's length.
+        self.opaque |= kind == MESSAGE_RECV_BITMAP;
+        self.shut = (kind == MESSAGE_SHUT).then_some(true);
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.data_left -= data.len();
+        if let Some(zero) = &mut self.shut {
+            *zero &= data.iter().all(|byte| *byte == 0);
+            self.arrived |= *zero && self.data_left == 0;
+        }
     }
 }
 
@@ -92,6 +125,31 @@ mod tests {
         assert_eq!(path.passable(&bytes[8..]), 0);
         path.release();
         assert_eq!(path.passable(&bytes[8..]), 12);
+    }
+
+    #[test]
+    fn the_destinations_last_word_is_heard_however_it_is_cut() {
+        const SHUT: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+        const FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
+        for (last, arrives) in [(SHUT, true), (FAILED, false), (PONG, false)] {
+            let bytes = [&PONG[..], &ACK[..], &PONG[..], &last[..]].concat();
+            for cut in 0..=bytes.len() {
+                let mut path = ReturnPath::new(true);
+                let held = path.passable(&bytes);
+                assert_eq!((held, path.arrived()), (8, false));
+                path.release();
+                let (first, second) = bytes[held..].split_at(cut.min(bytes.len() - held));
+                assert_eq!(path.passable(first), first.len(), "cut at {cut}");
+                assert_eq!(path.passable(second), second.len(), "cut at {cut}");
+                assert_eq!(path.arrived(), arrives, "cut at {cut}");
+            }
+        }
+        // One that was never held.
+        let mut path = ReturnPath::new(false);
+        path.passable(&[&ACK[..], &SHUT[..7]].concat());
+        assert!(!path.arrived());
+        path.passable(&SHUT[7..]);
+        assert!(path.arrived());
     }
 
     #[test]
