@@ -23,7 +23,7 @@ fn wasteful(name: &str) -> GuestSpec {
 }
 
 #[test]
-fn guests_give_up_what_they_do_not_need_and_have_it_back() -> Result<()> {
+fn slowly_guests_give_up_what_they_do_not_need_and_have_it_back() -> Result<()> {
     with_lab(Some(LINK), |lab| {
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         boot_all(
