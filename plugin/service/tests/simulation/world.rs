@@ -214,7 +214,11 @@ impl World {
                 "{:?}",
                 asked.elapsed()
             );
-            assert!(state.guests.iter().all(|guest| guest.here == Here::Running));
+            assert!(
+                state.guests.iter().all(|guest| guest.here == Here::Running),
+                "{:#?}",
+                state.trace
+            );
         }
     }
 
@@ -368,6 +372,10 @@ impl State {
     }
 
     fn place(&mut self, number: usize, here: Here, there: Here) {
+        // Within a moment the two may cross.
+        if here == Here::Paused && self.abort_asked == Some(Instant::now()) {
+            self.aborted_before_any_switchover = false;
+        }
         let guest = &mut self.guests[number];
         (guest.here, guest.there) = (here, there);
         let text = format!("{} is {here:?} here, {there:?} there", guest.name);
