@@ -94,6 +94,12 @@ impl Gate {
         }
     }
 
+    pub(crate) fn release_all(&self) {
+        for member in &self.members {
+            member.released.send_replace(true);
+        }
+    }
+
     /// The member's migration begins anew; it is held as before.
     pub(crate) fn restart(&self, member: usize) {
         if let Some(member) = self.members.get(member) {

@@ -151,11 +151,6 @@ pub enum SourceEvent {
     SessionFailed { error: String },
 }
 
-/// How far apart members are let go: about what one takes to switch over.
-const RELEASE_APART: Duration = Duration::from_millis(100);
-/// And the last at most so long after the first.
-const RELEASE_SPREAD: Duration = Duration::from_millis(350);
-
 /// What the tasks of a session share.
 pub(crate) struct Shared {
     pub(crate) common: Common,
@@ -497,21 +492,9 @@ impl SourceSession {
         format!("unix://{}", self.sockets.socket(member).display())
     }
 
-    /// Lets every member switch over: the commit point of a job. They are let go shortly one after
-    /// another: all at once they would wait for each other's processors and for the link, each with its
-    /// guest stopped. Needs a tokio runtime.
+    /// Lets every member switch over: the commit point of a job.
     pub fn release(&self) {
-        let members = self.shared.members;
-        let gate = self.shared.gate.clone();
-        let gaps = u32::try_from(members.saturating_sub(1)).unwrap_or(u32::MAX);
-        let apart = RELEASE_APART.min(RELEASE_SPREAD / gaps.max(1));
-        gate.release(0);
-        tokio::spawn(async move {
-            for member in 1..members {
-                tokio::time::sleep(apart).await;
-                gate.release(member);
-            }
-        });
+        self.shared.gate.release_all();
     }
 
     /// Lets one member switch over.
