@@ -5,7 +5,8 @@
 //! thread. Invariants, each tested below:
 //! - a held gang is never released before every live member has converged and its switchover
 //!   acknowledgement is withheld, or its guest has stopped already and cannot be held, or it is
-//!   held by other means and that is said;
+//!   held by other means and that is said, or it goes to post-copy and its memory has been sent
+//!   once, unless post-copy was asked for at once;
 //! - inputs that arrived together are decided together: none of them is overtaken by a release;
 //! - after a failure under [`OnFailure::Abort`] nobody is released any more;
 //! - no more members are under way than the policy says;
@@ -18,6 +19,8 @@ use crate::policy::{OnFailure, OnStall, OnTimeout, Policy, Switchover};
 /// Something that happened. Members are indices into the job's members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
+    /// Its stream has begun, so QEMU migrates.
+    Streaming(usize),
     /// Every page has been sent once.
     FirstPassDone(usize),
     /// The stream is not understood: the end of its first pass will never be seen.
@@ -62,7 +65,8 @@ impl Input {
             Input::MigrateFailed(..) => 4,
             Input::TimedOut => 5,
             Input::PostCopyRequested => 6,
-            Input::FirstPassDone(_)
+            Input::Streaming(_)
+            | Input::FirstPassDone(_)
             | Input::Unreadable(_)
             | Input::Converged(_)
             | Input::Diverged(_)
@@ -108,6 +112,7 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 struct Member {
     started: bool,
+    streaming: bool,
     first_pass_done: bool,
     converged: bool,
     /// It does not converge, and why.
@@ -224,6 +229,9 @@ impl Barrier {
 
     fn take(&mut self, input: Input, actions: &mut Vec<Action>) {
         match input {
+            Input::Streaming(member) => {
+                self.note(member, |m| m.streaming = true);
+            }
             Input::FirstPassDone(member) => {
                 self.note(member, |m| m.first_pass_done = true);
             }
@@ -475,9 +483,15 @@ impl Barrier {
         if member.gone || member.held_in_first_pass {
             return true;
         }
-        let first_pass_done = member.first_pass_done || self.post_copy_now;
-        let converged = member.converged || self.post_copy || member.to_post_copy;
-        member.ack_withheld && first_pass_done && converged
+        // Post-copy waits for no acknowledgement: QEMU switches when it is told to.
+        self.can_go_to_post_copy(member)
+            || (member.ack_withheld && member.first_pass_done && member.converged)
+    }
+
+    /// Whether the member is to go to post-copy, and QEMU can be told so.
+    fn can_go_to_post_copy(&self, member: &Member) -> bool {
+        let at_once = self.post_copy_now && member.streaming;
+        (self.post_copy || member.to_post_copy) && (member.first_pass_done || at_once)
     }
 
     fn settle(&mut self, actions: &mut Vec<Action>) {
@@ -586,8 +600,7 @@ impl Barrier {
         let here: Vec<usize> = here.map(|(index, _)| *index).collect();
         for member in here {
             let state = &self.members[&member];
-            let passed = state.first_pass_done || self.post_copy_now;
-            let goes = self.post_copy && passed;
+            let goes = self.can_go_to_post_copy(state);
             if !goes && state.stalled.is_some() && self.phase == Phase::Free {
                 self.unstall(member, actions);
             }

@@ -91,6 +91,7 @@ impl Driver {
                         }
                     }
                     Action::AbortMember(member) => {
+                        known.departures.remove(member);
                         let facts = &mut known.facts[member];
                         if !facts.connected {
                             self.session.close_socket(member);
@@ -101,6 +102,7 @@ impl Driver {
                     Action::Finish => break 'job,
                 }
             }
+            self.depart(known);
             tokio::select! {
                 // All that has arrived is read below; the order here only keeps a flood of events
                 // from holding up the rest, and a simulation exact.
@@ -115,6 +117,7 @@ impl Driver {
                     self.refresh(&barrier, known);
                     inputs.extend(self.not_begun(&barrier, known));
                 }
+                () = sleep_until(known.departures.due()) => {}
                 () = sleep_until(deadline) => {
                     deadline = None;
                     inputs.push(Input::TimedOut);
@@ -133,6 +136,9 @@ impl Driver {
             }
             inputs.extend(self.waiting(known));
             for input in &inputs {
+                if let Input::Migrated(member) | Input::MigrateFailed(member, _) = input {
+                    known.departures.remove(*member);
+                }
                 // Before anything else: it may run on both hosts.
                 if let Input::MigrateFailed(member, _) = input
                     && known.facts[*member].may_run_there()
@@ -386,9 +392,9 @@ impl Driver {
                 if let Some(facts) = known.facts.get_mut(member) {
                     facts.connected = true;
                 }
-                let member = self.name(member);
-                tracing::debug!(job = self.job.id, member, "channel opened");
-                None
+                let name = self.name(member);
+                tracing::debug!(job = self.job.id, member = name, "channel opened");
+                Some(Input::Streaming(member))
             }
             SourceEvent::FirstPassDone { member } => {
                 if let Some(limits) = &known.limits {
@@ -472,19 +478,18 @@ impl Driver {
             members = members.len(),
             "released: the gang switches over"
         );
-        if members.len() == self.members.len() {
-            self.session.release();
-        } else {
-            for &member in members {
-                self.session.release_member(member);
-            }
-        }
         self.job.update(|view| view.state = JobState::Switching);
-        // After the release: a member that has its limit first would look for dirty pages in the
-        // middle of a pass.
-        self.sample(known);
-        if let Some(limits) = &known.limits {
-            for &member in members {
+        known.departures.add(members, Instant::now());
+    }
+
+    /// Lets those go whose turn it is.
+    fn depart(&self, known: &mut Known) {
+        while let Some(member) = known.departures.leaves(Instant::now()) {
+            self.session.release_member(member);
+            // After the release: a member that has its limit first would look for dirty pages in
+            // the middle of a pass.
+            self.sample(known);
+            if let Some(limits) = &known.limits {
                 limits.release(member, known.may_be_left(member));
             }
         }

@@ -15,6 +15,7 @@ use vmgang_libvirt::DomainInfo;
 use crate::balloon::{self, Before};
 use crate::barrier::{Barrier, Cause, Outcome};
 use crate::convergence::{Convergence, Judgement};
+use crate::departures::Departures;
 use crate::doubt;
 use crate::hypervisor::Hypervisor;
 use crate::job::{Control, Job, MemberState};
@@ -87,6 +88,7 @@ pub(crate) struct Known {
     pub(crate) judged: Vec<Option<Judgement>>,
     /// If vmgang sets them.
     pub(crate) limits: Option<Limits>,
+    pub(crate) departures: Departures,
 }
 
 impl Known {
@@ -109,6 +111,7 @@ impl Driver {
             convergence: vec![Convergence::default(); self.members.len()],
             judged: vec![None; self.members.len()],
             limits: None,
+            departures: Departures::default(),
         };
         if !self.request.policy.holds(self.members.len()) {
             tracing::info!(job = self.job.id, "nobody is held for a common switchover");

@@ -17,6 +17,7 @@ pub mod config;
 pub mod convergence;
 pub mod coordinator;
 pub mod daemon;
+mod departures;
 pub mod destination;
 mod doubt;
 pub mod driver;

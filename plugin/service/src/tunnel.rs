@@ -25,7 +25,6 @@ pub type OfferContents = dyn FnOnce(Vec<PageDigest>) -> BoxFuture<'static, usize
 /// One open session; see [`SourceSession`] for what each method does.
 pub trait Session: Send + Sync + 'static {
     fn migrate_uri(&self, member: usize) -> String;
-    fn release(&self);
     fn release_member(&self, member: usize);
     fn restart_member(&self, member: usize);
     /// Nobody connects to the member's socket any more: without a connection it cannot migrate.
@@ -58,10 +57,6 @@ impl Tunnel for Engine {
 impl Session for SourceSession {
     fn migrate_uri(&self, member: usize) -> String {
         SourceSession::migrate_uri(self, member)
-    }
-
-    fn release(&self) {
-        SourceSession::release(self);
     }
 
     fn release_member(&self, member: usize) {

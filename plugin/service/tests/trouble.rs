@@ -218,8 +218,15 @@ async fn a_timeout_suspends_what_does_not_converge() {
     let fake = Fake::new(&[("vm1", Script::Good), ("vm2", Script::NeverReady)]);
     let rig = Rig::new(fake).await;
     let job = rig.migrate("", URI, options).await.expect("starts");
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let suspended = rig.fake.suspended.lock().expect("lock").clone();
+    let both = async {
+        while rig.fake.suspended.lock().expect("lock").len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), both).await;
+    waited.expect("both are suspended");
+    let mut suspended = rig.fake.suspended.lock().expect("lock").clone();
+    suspended.sort();
     assert_eq!(suspended, ["vm1", "vm2"]);
     let () = rig
         .job(&job)

@@ -6,11 +6,12 @@ use anyhow::{Context, Result, bail, ensure};
 use vmgang_e2e::{
     Ended, boot_all, expect_running, start_vmgang, uri, verify_all, vmgang, wait_until, with_lab_of,
 };
-use vmgang_lab::{GuestSpec, Lab, RootRecipe};
+use vmgang_lab::{GuestSpec, Host, HostChild, Lab, RootRecipe};
 
 const GUEST: &str = "one";
 /// 5 MB/s, for more than 100 MB.
 const SLOW: u64 = 40_000_000;
+const SENT_BEFORE: u64 = 20 << 20;
 
 /// libvirt 11.3, which the other tests run on, crashes at the destination when it is to go on with a
 /// post-copy; Debian 12's own does not.
@@ -50,13 +51,15 @@ fn broken(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     let words = ["migrate", "--json", "--postcopy", "web", &uri(b)];
     let mut migrating = start_vmgang(a, &words)?;
-    wait_until("the guest runs at the destination", || {
-        if migrating.try_wait()?.is_some() {
-            let history = vmgang(a, &["history", "--json"])?.stdout;
-            bail!("the job ended before: {history}");
-        }
-        let state = b.exec(&["virsh", "-q", "domstate", GUEST])?;
-        Ok(String::from_utf8_lossy(&state.stdout).trim() == "running")
+    // In the first pass, so that most of the memory is still to come when the link breaks.
+    let id = wait_for(a, &mut migrating, "its stream flows", |job| {
+        let sent = job["domains"][0]["qemu_stream_bytes"].as_u64();
+        Ok((sent > Some(SENT_BEFORE)).then(|| job["job"].as_str().map(str::to_owned)))
+    })?;
+    vmgang(a, &["postcopy", &id.context("a job without a name")?])?.expect(0)?;
+    wait_for(a, &mut migrating, "post-copy has begun", |_| {
+        let state = a.virsh(&["domstate", GUEST, "--reason"])?;
+        Ok(state.contains("post-copy").then_some(()))
     })?;
     lab.partition("b")?;
     let job = Ended::from(migrating.wait_with_output()?)
@@ -65,11 +68,31 @@ fn broken(lab: &Lab) -> Result<()> {
     let error = job.domains[0].error.clone().context("an error")?;
     ensure!(job.domains[0].state == "failed", "{job:?}");
     ensure!(error.contains("--postcopy-resume"), "{error}");
-    let running = |host: &vmgang_lab::Host| -> Result<bool> {
-        Ok(host.virsh(&["domstate", GUEST])?.trim() == "running")
-    };
+    let running =
+        |host: &Host| -> Result<bool> { Ok(host.virsh(&["domstate", GUEST])?.trim() == "running") };
     ensure!(!running(a)?, "it runs on the source");
     Ok(())
+}
+
+/// Waits until `seen` finds what it looks for in the running job; fails if the job ends before.
+fn wait_for<T>(
+    a: &Host,
+    migrating: &mut HostChild,
+    what: &str,
+    mut seen: impl FnMut(&serde_json::Value) -> Result<Option<T>>,
+) -> Result<T> {
+    let mut found = None;
+    wait_until(what, || {
+        if migrating.try_wait()?.is_some() {
+            let history = vmgang(a, &["history", "--json"])?.stdout;
+            bail!("the job ended before {what}: {history}");
+        }
+        let status = vmgang(a, &["status", "--json"])?.expect(0)?;
+        let jobs: serde_json::Value = serde_json::from_str(&status.stdout)?;
+        found = seen(&jobs[0])?;
+        Ok(found.is_some())
+    })?;
+    found.context("nothing was found")
 }
 
 fn resumed(lab: &Lab) -> Result<()> {

@@ -249,12 +249,6 @@ impl Session for WatchedSession {
     fn migrate_uri(&self, member: usize) -> String {
         self.session.migrate_uri(member)
     }
-    fn release(&self) {
-        for member in &self.members {
-            self.note(*member);
-        }
-        self.session.release();
-    }
     fn release_member(&self, member: usize) {
         self.note(self.members[member]);
         self.session.release_member(member);

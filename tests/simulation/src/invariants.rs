@@ -2,6 +2,7 @@
 //! where it happens: bytes in `qemu`, places in `world`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use vmgang_service::report::{DomainOutcome, JobState, Report};
 
@@ -23,6 +24,9 @@ const BROKEN_RULES: [&str; 12] = [
     "slot",
     "ended early; see the log",
 ];
+
+/// From the first member that is let go to the last.
+const SPREAD: Duration = Duration::from_millis(351);
 
 /// A report tells where each member is now.
 pub fn report(world: &World, report: &Report) {
@@ -75,14 +79,14 @@ pub fn at_the_end(world: &World, ending: &Ending) {
     let plan = &world.plan;
     let members: Vec<_> = world
         .guests()
-        .map(|guest| (guest.here, guest.there, guest.released))
+        .map(|guest| (guest.here, guest.there, guest.released.is_some()))
         .collect();
+    let killed = matches!(ending, Ending::ToldLater(..) | Ending::NoJob);
     for (member, (here, there, released)) in members.iter().enumerate() {
         let runs = usize::from(*here == Here::Running) + usize::from(*there == There::Running);
         // Suspended because it might have run there, when the daemon that knew that was killed.
         let waits = *here == Here::Paused && matches!(ending, Ending::ToldLater(..));
         // And nobody suspends it when the daemon is killed in that moment.
-        let killed = matches!(ending, Ending::ToldLater(..) | Ending::NoJob);
         let mistaken = plan.verdict_lost == Some(member) && killed;
         let excused = (waits && runs == 0) || (mistaken && runs == 2);
         if runs != 1 && *here != Here::Dead && !excused {
@@ -97,12 +101,8 @@ pub fn at_the_end(world: &World, ending: &Ending) {
             ));
         }
     }
-    let released = members.iter().filter(|(_, _, released)| *released).count();
-    if !plan.continue_on_failure && released != 0 && released != members.len() {
-        world.wrong(format!(
-            "{released} of {} members were released",
-            members.len()
-        ));
+    if !plan.continue_on_failure && !killed && !world.abort_was_requested() {
+        released_together(world);
     }
     let text = match ending {
         Ending::Refused(text) => text.clone(),
@@ -138,5 +138,19 @@ pub fn nothing_left(world: &World, root: &Path) {
     let sockets = world.net().sockets.len();
     if sockets > 0 {
         world.wrong(format!("{sockets} sockets are left"));
+    }
+}
+
+/// Nobody stays held for long once the first one was let go, unless libvirt has answered for it.
+fn released_together(world: &World) {
+    let Some(first) = world.guests().filter_map(|guest| guest.released).min() else {
+        return;
+    };
+    for (member, guest) in world.guests().enumerate() {
+        let end = guest.released.or(guest.answered);
+        if end.is_none_or(|end| end > first + SPREAD) {
+            drop(guest);
+            world.wrong(format!("guest {member} was not released with the others"));
+        }
     }
 }

@@ -117,7 +117,7 @@ async fn listen(
             guest.return_read += bytes.len();
             (
                 guest.returned.get(at..at + bytes.len()) == Some(bytes),
-                guest.released,
+                guest.released.is_some(),
             )
         };
         if !right {

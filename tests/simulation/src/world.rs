@@ -84,8 +84,8 @@ pub struct Guest {
     pub first_pass_done: bool,
     /// Its destination QEMU has said that it may switch over.
     pub ack_said: bool,
-    /// The gang's release has come.
-    pub released: bool,
+    /// When it was released.
+    pub released: Option<Instant>,
     /// libvirt is at it, from its call to its verdict.
     pub called: bool,
     /// When the last verdict came.
@@ -159,7 +159,7 @@ impl World {
                 return_read: 0,
                 first_pass_done: false,
                 ack_said: false,
-                released: false,
+                released: None,
                 called: false,
                 answered: None,
                 migrating: false,
@@ -248,6 +248,11 @@ impl World {
         lock(&self.given_up).get_or_insert((Instant::now(), None));
     }
 
+    /// And before anything had failed.
+    pub fn abort_was_requested(&self) -> bool {
+        lock(&self.given_up).is_some_and(|(_, by)| by.is_none())
+    }
+
     /// A member's migration has failed because it is to begin anew.
     pub fn begins_anew(&self, member: usize) {
         self.step(format_args!("{member} begins anew"));
@@ -265,7 +270,9 @@ impl World {
             guest.answered = Some(Instant::now());
         }
         self.step(format_args!("libvirt's verdict on {member}: {result:?}"));
-        if result.is_err() && !self.plan.continue_on_failure {
+        // Once the first one was let go the others follow, whatever becomes of it.
+        let released = self.guests().any(|guest| guest.released.is_some());
+        if result.is_err() && !self.plan.continue_on_failure && !released {
             lock(&self.given_up).get_or_insert((Instant::now(), Some(member)));
         }
     }
@@ -274,7 +281,7 @@ impl World {
     pub fn released(&self, member: usize) {
         let ready = {
             let mut guest = self.guest(member);
-            guest.released = true;
+            guest.released = Some(Instant::now());
             // One whose destination says nothing is held in its first pass.
             // The verdict may cross the release.
             let called = guest.called || guest.answered == Some(Instant::now());

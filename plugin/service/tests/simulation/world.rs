@@ -889,7 +889,7 @@ impl Tunnel for SimTunnel {
 }
 
 impl SimSession {
-    fn release_some(&self, those: impl Fn(usize) -> bool) {
+    fn let_go(&self, member: usize) {
         let mut state = self.world.lock();
         let policy = state.policy.expect("a job");
         let keeps_all = policy.on_failure == OnFailure::Abort;
@@ -901,11 +901,9 @@ impl SimSession {
         state.released_any = true;
         state.say("released");
         if let Some(session) = &state.session {
-            session.released.send_modify(|released| {
-                for (member, released) in released.iter_mut().enumerate() {
-                    *released |= those(member);
-                }
-            });
+            session
+                .released
+                .send_modify(|released| released[member] = true);
         }
     }
 }
@@ -914,11 +912,8 @@ impl Session for SimSession {
     fn migrate_uri(&self, member: usize) -> String {
         format!("unix:///sim/{member}")
     }
-    fn release(&self) {
-        self.release_some(|_| true);
-    }
     fn release_member(&self, member: usize) {
-        self.release_some(|one| one == member);
+        self.let_go(member);
     }
     fn close_socket(&self, member: usize) {
         self.world.lock().guests[member].closed = true;

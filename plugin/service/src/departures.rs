@@ -1,0 +1,91 @@
+//! Who has been let go and waits for its turn to leave: members that were released together leave
+//! shortly one after another. All at once they would wait for each other's processors and for the
+//! link, each with its guest stopped.
+//!
+//! Pure: it is told the time. Must not decide who is let go: `barrier.rs` does.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// About what one member takes to switch over.
+const APART: Duration = Duration::from_millis(100);
+/// The last one leaves at most so long after the first.
+const SPREAD: Duration = Duration::from_millis(350);
+
+#[derive(Debug, Default)]
+pub(crate) struct Departures {
+    waiting: VecDeque<usize>,
+    apart: Duration,
+    next: Option<Instant>,
+}
+
+impl Departures {
+    /// These leave from now on, in this order.
+    pub(crate) fn add(&mut self, members: &[usize], now: Instant) {
+        self.waiting.extend(members);
+        let gaps = u32::try_from(self.waiting.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        self.apart = APART.min(SPREAD / gaps.max(1));
+        self.next.get_or_insert(now);
+    }
+
+    /// It does not leave any more.
+    pub(crate) fn remove(&mut self, member: usize) {
+        self.waiting.retain(|&one| one != member);
+    }
+
+    /// When the next one leaves; `None` if nobody waits.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.next.filter(|_| !self.waiting.is_empty())
+    }
+
+    /// Whose turn it is now; to be asked until it is nobody's.
+    pub(crate) fn leaves(&mut self, now: Instant) -> Option<usize> {
+        if self.due()? > now {
+            return None;
+        }
+        let member = self.waiting.pop_front();
+        self.next = (!self.waiting.is_empty()).then(|| now + self.apart);
+        member
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_leave_one_after_another() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut departures = Departures::default();
+        assert_eq!((departures.due(), departures.leaves(start)), (None, None));
+        departures.add(&[2, 0, 1], start);
+        assert_eq!(departures.leaves(start), Some(2));
+        assert_eq!(
+            (departures.leaves(start), departures.leaves(at(99))),
+            (None, None)
+        );
+        assert_eq!(departures.due(), Some(at(100)));
+        assert_eq!(departures.leaves(at(130)), Some(0));
+        departures.remove(1);
+        assert_eq!((departures.due(), departures.leaves(at(900))), (None, None));
+        // Nobody waits for those who are gone.
+        departures.add(&[3], at(1000));
+        assert_eq!(departures.leaves(at(1000)), Some(3));
+    }
+
+    #[test]
+    fn many_leave_within_the_same_time() {
+        let start = Instant::now();
+        let mut departures = Departures::default();
+        departures.add(&(0..36).collect::<Vec<_>>(), start);
+        let mut last = start;
+        while let Some(due) = departures.due() {
+            last = due;
+            assert!(departures.leaves(due).is_some());
+        }
+        assert_eq!(last - start, SPREAD);
+    }
+}
