@@ -29,7 +29,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow test-versions lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -78,6 +78,13 @@ test-debian: stage ## the lab's Debian guests: four roles boot, serve, move and 
 test-slow: stage-tests ## what takes QEMU minutes: a guest that is slowed down until it converges
 	$(CARGO) nextest run --workspace --locked --ignore-default-filter \
 	    -E 'package(vmgang-e2e) & test(slowly_)'
+
+# Each set of versions is run to its end, whatever fails in it.
+test-versions: stage-tests ## the end-to-end tests with other versions of libvirt and QEMU: docs/compatibility.md
+	@failed=0; for versions in own upgrade; do \
+	    echo "versions: $$versions"; \
+	    VMGANG_LAB_DEBIAN=$$versions $(CARGO) nextest run --workspace --locked -E 'package(vmgang-e2e)' || failed=1; \
+	done; exit $$failed
 
 demo: stage ## four guests move together from one host to another, beside stock virsh
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench

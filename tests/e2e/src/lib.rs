@@ -6,14 +6,16 @@
 
 pub mod documents;
 mod result;
+mod versions;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vmgang_lab::{Guest, GuestSpec, Host, HostChild, Lab, LabOptions, RootRecipe};
+use vmgang_lab::{Guest, GuestSpec, Host, HostChild, Lab, LabOptions};
 
 pub use result::{DomainResult, JobResult, Saved};
+pub use versions::Versions;
 
 /// Long enough for an emulated guest on a busy machine to do anything.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -38,20 +40,19 @@ pub fn with_lab(
     link_bits_per_second: Option<u64>,
     test: impl FnOnce(&Lab) -> Result<()>,
 ) -> Result<()> {
-    with_lab_of(RootRecipe::default(), link_bits_per_second, test)
+    with_lab_of(Versions::asked_for()?, link_bits_per_second, test)
 }
 
-/// The same on hosts of another Debian.
+/// The same on hosts with these versions.
 pub fn with_lab_of(
-    root: RootRecipe,
+    versions: Versions,
     link_bits_per_second: Option<u64>,
     test: impl FnOnce(&Lab) -> Result<()>,
 ) -> Result<()> {
     let options = LabOptions {
         link_bits_per_second,
         install_tree: Some(install_tree()?),
-        root,
-        ..LabOptions::default()
+        ..versions.options()
     };
     Lab::scope(&options, test)
 }

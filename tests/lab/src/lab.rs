@@ -3,6 +3,7 @@
 //! Owns the order in which a lab comes up. Dropping a lab ends everything in it; so does the end
 //! of the process that started it, however it ends.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,6 +36,8 @@ pub struct LabOptions {
     pub install_tree: Option<PathBuf>,
     /// Which Debian the hosts run.
     pub root: RootRecipe,
+    /// Hosts that run another one. Guests boot the same kernel on all.
+    pub other_roots: BTreeMap<String, RootRecipe>,
     /// Start vmgangd when it is installed.
     pub start_vmgangd: bool,
 }
@@ -47,6 +50,7 @@ impl Default for LabOptions {
             link_bits_per_second: None,
             install_tree: None,
             root: RootRecipe::default(),
+            other_roots: BTreeMap::new(),
             start_vmgangd: true,
         }
     }
@@ -56,6 +60,7 @@ impl Default for LabOptions {
 #[derive(Clone, Debug)]
 struct Material {
     tree: PathBuf,
+    other_trees: BTreeMap<String, PathBuf>,
     kernel: PathBuf,
     initramfs: PathBuf,
     guests: PathBuf,
@@ -364,8 +369,13 @@ fn check_install_tree(tree: &Path) -> Result<()> {
 fn prepare(options: &LabOptions) -> Result<Material> {
     let cache = Cache::open()?;
     let root = options.root.ensure(&cache)?;
+    let other_trees = options.other_roots.iter().map(|(host, recipe)| {
+        let root = recipe.ensure(&cache)?;
+        Ok((host.clone(), root.tree()))
+    });
     Ok(Material {
         tree: root.tree(),
+        other_trees: other_trees.collect::<Result<_>>()?,
         kernel: root.kernel(),
         initramfs: initramfs::ensure(&cache, &root)?,
         guests: cache.guests(),
@@ -391,7 +401,8 @@ fn start_node(
                 .doing(|| format!("resolve {}", tree.display()))?,
         );
     }
-    lower.push(material.tree.clone());
+    let tree = material.other_trees.get(name).unwrap_or(&material.tree);
+    lower.push(tree.clone());
     NodeProcess::start(
         helper,
         &NodeConfig {

@@ -56,6 +56,16 @@ impl Default for RootRecipe {
     }
 }
 
+impl RootRecipe {
+    /// Debian 12 with its own libvirt and QEMU.
+    pub fn without_backports() -> RootRecipe {
+        RootRecipe {
+            backports: false,
+            ..RootRecipe::default()
+        }
+    }
+}
+
 /// A root that exists.
 #[derive(Clone, Debug)]
 pub struct Root {
