@@ -29,7 +29,7 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow test-versions lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay ablation deny fuzz stage stage-tests
+.PHONY: help setup build install test test-debian test-slow test-versions lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -152,6 +152,10 @@ record: setup ## keeps the migration streams of four guests, for replay (MIX, RE
 replay: setup ## recorded streams through both halves of the engine, technique by technique (MIX, REPLAY, STREAMS)
 	$(CARGO) build --release --locked -q -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/replay" --streams "$(STREAMS)" --json "$(CARGO_TARGET_DIR)/replay.json" $(REPLAY)
+
+tls-cost: setup ## what TLS costs, with it and without in turns (TLS_COST)
+	$(CARGO) build --release --locked -q -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/tls_cost" --json "$(CARGO_TARGET_DIR)/tls-cost.json" $(TLS_COST)
 
 ablation: setup ## every technique on every mix and link: docs/benchmarks/ablation.* (RECORDED, ABLATION)
 	$(CARGO) build --release --locked -q -p vmgang-bench

@@ -289,6 +289,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// The connection after the frames: what was read ahead comes first.
+    pub(crate) fn into_rest(self) -> BufReader<R> {
+        self.reader
+    }
+
     /// The next frame. Not cancel-safe: drop the reader with the future.
     pub(crate) async fn next(&mut self) -> Result<Frame<'_>, ReadError> {
         let header = self.read().await?;

@@ -22,12 +22,14 @@ use vmgang_wire::{Frame, Hello, RefuseCode, WireError};
 use crate::answers::Recall;
 use crate::connection::{FrameReader, ReadError};
 use crate::join::Grants;
+use crate::libvirt_rpc::{self, LIBVIRT_CONNECTIONS_MAX};
 use crate::network::{Connection, Network, PeerListener, system};
 use crate::offer::Purpose;
 use crate::peer::{self, PeerName};
 use crate::stages::Stages;
-use crate::tls::{Transport, certificate_names};
-use crate::{MemberOutcome, Offer, SocketOwner, Workers};
+use crate::tls::{Transport, Transports, certificate_names};
+use crate::tls_refusal::{End, explain};
+use crate::{MemberOutcome, Offer, PageKey, SocketOwner, Workers};
 use crate::{destination_session, stage_session};
 
 /// A peer that has not said who it is after so long is hung up on.
@@ -58,6 +60,12 @@ pub trait DestinationHost: Send + Sync + 'static {
     fn outcome(&self, member: Uuid) -> Option<MemberOutcome>;
     /// The session of an admitted job is over.
     fn session_ended(&self, job: Uuid);
+    /// Where this host's libvirt may listen, for a peer that may use it. The error is a sentence for
+    /// the person who wanted that.
+    fn libvirt_sockets(&self, peer: &PeerName) -> Result<Vec<PathBuf>, String> {
+        let _ = peer;
+        Err("this host offers its libvirt to nobody".to_owned())
+    }
 }
 
 /// A listening vmgangd.
@@ -67,13 +75,14 @@ pub struct Listener {
 }
 
 struct Service {
-    transport: Transport,
+    transports: Box<dyn Transports>,
     runtime_dir: PathBuf,
     workers: Workers,
     network: Arc<dyn Network>,
     host: Arc<dyn DestinationHost>,
     grants: Grants,
     stages: Stages,
+    libvirt_connections: Arc<Semaphore>,
 }
 
 impl Listener {
@@ -96,20 +105,21 @@ impl Listener {
     /// Serves peers until `shutdown`, which ends every session.
     pub async fn serve(
         mut self,
-        transport: Transport,
+        transports: impl Transports,
         runtime_dir: PathBuf,
         workers: Workers,
         host: Arc<dyn DestinationHost>,
         shutdown: impl Future<Output = ()>,
     ) {
         let service = Arc::new(Service {
-            transport,
+            transports: Box::new(transports),
             runtime_dir,
             workers,
             network: self.network,
             host,
             grants: Grants::default(),
             stages: Stages::default(),
+            libvirt_connections: Arc::new(Semaphore::new(LIBVIRT_CONNECTIONS_MAX)),
         });
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut sessions = JoinSet::new();
@@ -155,21 +165,26 @@ impl Service {
             address,
             certificate_names: Vec::new(),
         };
-        match &self.transport {
-            Transport::Plain => self.handshake(stream, name, handshake).await,
+        let transport = self.transports.current();
+        let page_key = transport.page_key();
+        match &transport {
+            Transport::Plain => self.handshake(stream, name, page_key, handshake).await,
             Transport::Tls(identity) => {
                 let acceptor = tokio_rustls::TlsAcceptor::from(identity.server.clone());
                 let stream = peer::read_ahead(stream);
                 let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
                     .await
                     .map_err(|_| "no TLS handshake".to_owned())?
-                    .map_err(|error| format!("TLS handshake failed: {error}"))?;
+                    .map_err(|error| {
+                        let why = explain(&error, End::Destination, &identity.files);
+                        format!("no secure connection: {why}")
+                    })?;
                 let certificates = stream.get_ref().1.peer_certificates().unwrap_or(&[]);
                 name.certificate_names = certificates
                     .first()
                     .map(certificate_names)
                     .unwrap_or_default();
-                self.handshake(stream, name, handshake).await
+                self.handshake(stream, name, page_key, handshake).await
             }
         }
     }
@@ -178,6 +193,7 @@ impl Service {
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
         name: PeerName,
+        page_key: PageKey,
         handshake: OwnedSemaphorePermit,
     ) -> Result<(), String> {
         let (reader, mut writer) = tokio::io::split(stream);
@@ -195,8 +211,19 @@ impl Service {
                     }
                 };
             }
+            Ok(Ok(Frame::Libvirt)) => {
+                drop(handshake);
+                let relayed = self.relay_libvirt(name, reader, &mut writer);
+                return match relayed.await {
+                    Ok(()) => Ok(()),
+                    Err(reason) => {
+                        refuse(&mut writer, RefuseCode::Offer, &reason).await;
+                        Err(format!("refused a connection to libvirt: {reason}"))
+                    }
+                };
+            }
             Ok(Ok(_)) => {
-                let reason = "the first frame is neither HELLO nor JOIN";
+                let reason = "the first frame is none of HELLO, JOIN and LIBVIRT";
                 refuse(&mut writer, RefuseCode::Protocol, reason).await;
                 return Err(reason.to_owned());
             }
@@ -216,7 +243,7 @@ impl Service {
         match self.admit(&hello, name).await {
             Ok(admission) => {
                 let mut session = destination_session::Job {
-                    page_key: self.transport.page_key(),
+                    page_key,
                     hello,
                     admission,
                     window: None,
@@ -245,6 +272,29 @@ impl Service {
                 Err(format!("refused job {}: {reason}", hello.job))
             }
         }
+    }
+
+    /// Carries a connection to this host's libvirt, to its end. The error is why it was refused.
+    async fn relay_libvirt(
+        &self,
+        name: PeerName,
+        reader: FrameReader<impl AsyncRead + Unpin>,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), String> {
+        let _connection = self.libvirt_connections.try_acquire().map_err(|_| {
+            format!("it carries {LIBVIRT_CONNECTIONS_MAX} connections to its libvirt already; wait until other migrations have ended")
+        })?;
+        let host = self.host.clone();
+        let address = name.address;
+        let sockets = self
+            .workers
+            .blocking(move || host.libvirt_sockets(&name))
+            .await
+            .map_err(|_| "the destination daemon failed while checking the peer".to_owned())??;
+        let libvirt = libvirt_rpc::connect_local(&*self.network, &sockets).await?;
+        tracing::info!(peer = %address, "the peer uses this host's libvirt");
+        libvirt_rpc::serve(reader, writer, libvirt).await;
+        Ok(())
     }
 
     async fn admit(&self, hello: &Hello, name: PeerName) -> Result<Admission, String> {

@@ -460,7 +460,9 @@ impl<'a> Session<'a> {
             | Frame::Outcome { .. }
             | Frame::Goodbye
             | Frame::Join(_)
-            | Frame::Elsewhere { .. } => {
+            | Frame::Elsewhere { .. }
+            | Frame::Libvirt
+            | Frame::Connected => {
                 return Err("the source sent a frame that has no place here".to_owned());
             }
         }

@@ -17,6 +17,7 @@ use crate::counters::Live;
 use crate::network::{Connection, Network};
 use crate::peer::{self, Counted};
 use crate::source::SourceError;
+use crate::tls_refusal::{End, explain};
 use crate::{PeerAddress, Transport};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ pub(crate) async fn greet(
     let welcome = timeout(WELCOME_TIMEOUT, async {
         writer.write_all(&bytes).await.map_err(unreachable)?;
         writer.flush().await.map_err(unreachable)?;
-        let welcome = welcome(&mut reader, peer).await?;
+        let welcome = welcome(&mut reader, peer, transport).await?;
         let announced = announced(&mut reader, peer, &welcome).await?;
         Ok((welcome, announced))
     });
@@ -169,49 +170,57 @@ pub(crate) async fn open(
     let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
         .await
         .map_err(|_| tls_error("no answer to the TLS handshake".to_owned()))?
-        .map_err(|error| tls_error(error.to_string()))?;
+        .map_err(|error| tls_error(explain(&error, End::Source, &identity.files)))?;
     Ok(Box::new(stream))
 }
 
 async fn welcome(
     reader: &mut FrameReader<impl AsyncRead + Unpin>,
     peer: &PeerAddress,
+    transport: &Transport,
 ) -> Result<Welcome, SourceError> {
-    let protocol = |reason: String| SourceError::Protocol {
-        peer: peer.clone(),
-        reason,
-    };
-    let mismatch = |theirs: String| SourceError::VersionMismatch {
-        peer: peer.clone(),
-        theirs,
-        ours: vmgang_wire::VERSION,
-    };
     loop {
         return match reader.next().await {
             Ok(Frame::Welcome(welcome)) => Ok(welcome),
             Ok(Frame::Alive) => continue,
-            Ok(Frame::Refuse {
-                code: RefuseCode::Version,
-                text,
-            }) => Err(mismatch(text)),
-            Ok(Frame::Refuse { text, .. }) => Err(SourceError::Refused {
-                peer: peer.clone(),
-                reason: text,
-            }),
-            Ok(_) => Err(protocol(
-                "it answers the handshake with another frame".to_owned(),
-            )),
-            Err(ReadError::Wire(WireError::Version { theirs })) => {
-                Err(mismatch(theirs.to_string()))
-            }
-            // With TLS 1.3 a refused client certificate shows in the first read.
-            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(SourceError::Tls {
-                    peer: peer.clone(),
-                    error: format!("it does not accept this host's certificate ({error})"),
-                })
-            }
-            Err(error) => Err(broken(peer, error)),
+            other => Err(unanswered(other, peer, transport)),
         };
+    }
+}
+
+/// Why the first frame of a connection was not answered as it should be, but with this.
+pub(crate) fn unanswered(
+    answer: Result<Frame<'_>, ReadError>,
+    peer: &PeerAddress,
+    transport: &Transport,
+) -> SourceError {
+    let peer = peer.clone();
+    let mismatch = |peer, theirs: String| SourceError::VersionMismatch {
+        peer,
+        theirs,
+        ours: vmgang_wire::VERSION,
+    };
+    match answer {
+        Ok(Frame::Refuse {
+            code: RefuseCode::Version,
+            text,
+        }) => mismatch(peer, text),
+        Ok(Frame::Refuse { text, .. }) => SourceError::Refused { peer, reason: text },
+        Ok(_) => SourceError::Protocol {
+            peer,
+            reason: "it answers the handshake with another frame".to_owned(),
+        },
+        Err(ReadError::Wire(WireError::Version { theirs })) => mismatch(peer, theirs.to_string()),
+        Err(ReadError::Io(error)) => match transport {
+            // With TLS 1.3 a refused client certificate shows in the first read.
+            Transport::Tls(identity) if error.kind() == io::ErrorKind::InvalidData => {
+                SourceError::Tls {
+                    peer,
+                    error: explain(&error, End::Source, &identity.files),
+                }
+            }
+            _ => SourceError::Unreachable { peer, error },
+        },
+        Err(error) => broken(&peer, error),
     }
 }

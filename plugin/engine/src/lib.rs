@@ -31,6 +31,7 @@ mod identify;
 mod join;
 mod ladder;
 mod lanes;
+mod libvirt_rpc;
 mod network;
 mod offer;
 mod offering;
@@ -48,6 +49,7 @@ pub mod stage_source;
 mod stages;
 mod technique;
 pub mod tls;
+mod tls_refusal;
 mod trial;
 mod workers;
 
@@ -56,6 +58,7 @@ pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};
 pub use estimator::Estimator;
+pub use libvirt_rpc::{LIBVIRT_CONNECTIONS_MAX, LibvirtConnection};
 pub use network::{
     Connection, Network, PeerListener, Pending, QemuConnection, QemuListener, system,
 };
@@ -68,7 +71,7 @@ pub use scanned::Scanned;
 pub use source::{Offers, SessionEnd, SourceError, SourceEvent, SourceOptions, SourceSession};
 pub use stage_source::{STAGE_PAGES_MAX, StageOptions, StagePages, StageSession, StagedContents};
 pub use technique::{Techniques, Zstd};
-pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport};
+pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport, Transports};
 pub use vmgang_wire::MEMBERS_MAX;
 
 /// Most TCP connections of one session.

@@ -45,6 +45,11 @@ pub trait Network: Send + Sync + fmt::Debug + 'static {
     fn listen(&self, socket: &Path, owner: SocketOwner) -> io::Result<Box<dyn QemuListener>>;
     /// Connects to a member's destination QEMU.
     fn connect_qemu(&self, socket: &Path, owner: SocketOwner) -> Pending<'static, QemuConnection>;
+    /// Connects to this host's libvirt, which listens there. Not where there is none.
+    fn connect_libvirt(&self, socket: &Path) -> Pending<'static, Box<dyn Connection>> {
+        let _ = socket;
+        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+    }
     /// 16 bytes nobody else can guess.
     fn secret(&self) -> [u8; 16];
 }
@@ -90,6 +95,14 @@ impl Network for System {
 
     fn connect_qemu(&self, socket: &Path, owner: SocketOwner) -> Pending<'static, QemuConnection> {
         Box::pin(connect_qemu(socket.to_owned(), owner))
+    }
+
+    fn connect_libvirt(&self, socket: &Path) -> Pending<'static, Box<dyn Connection>> {
+        let socket = socket.to_owned();
+        Box::pin(async move {
+            let stream = UnixStream::connect(socket).await?;
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
     }
 
     fn secret(&self) -> [u8; 16] {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::TcpKeepalive;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -87,12 +88,19 @@ pub(crate) const UNSENT_BYTES_MAX: u32 = 256 * 1024;
 /// A peer that acknowledges nothing for so long is gone.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A peer that nothing is sent to, and that answers the kernel no more, is gone as well.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(10))
+    .with_interval(Duration::from_secs(5));
+
 /// Sets the options every peer connection has.
 pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // Relayed connections have no ALIVE.
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
     Ok(())
 }
 

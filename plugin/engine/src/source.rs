@@ -90,9 +90,7 @@ pub struct SourceOptions {
 pub enum SourceError {
     #[error("cannot reach vmgangd on {peer}: {error}; is it running there, and is the port open?")]
     Unreachable { peer: PeerAddress, error: io::Error },
-    #[error(
-        "no secure connection to vmgangd on {peer}: {error}; check the certificates of both hosts"
-    )]
+    #[error("no secure connection to vmgangd on {peer}: {error}")]
     Tls { peer: PeerAddress, error: String },
     #[error(
         "vmgangd on {peer} speaks protocol version {theirs}, this host speaks {ours}; install the same vmgang version on both hosts"
@@ -700,7 +698,9 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
         | Frame::OutcomeRequest { .. }
         | Frame::Goodbye
         | Frame::Join(_)
-        | Frame::Elsewhere { .. } => {
+        | Frame::Elsewhere { .. }
+        | Frame::Libvirt
+        | Frame::Connected => {
             return Err("the peer sent a frame that only a source sends".to_owned());
         }
     }

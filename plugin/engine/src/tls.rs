@@ -7,12 +7,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::PageKey;
+use crate::tls_refusal::Noting;
 
 /// Where the certificates are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +48,8 @@ pub enum TlsError {
 pub struct TlsIdentity {
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
-    page_key: PageKey,
+    pub(crate) files: TlsFiles,
+    pub(crate) page_key: PageKey,
 }
 
 impl std::fmt::Debug for TlsIdentity {
@@ -61,6 +64,19 @@ pub enum Transport {
     /// Without encryption or authentication: for tests, or a network that gives both.
     Plain,
     Tls(Arc<TlsIdentity>),
+}
+
+/// How peers are talked to from now on: asked once for each connection, so that certificates can be
+/// replaced while others go on.
+pub trait Transports: Send + Sync + 'static {
+    fn current(&self) -> Transport;
+}
+
+/// For ever the same.
+impl Transports for Transport {
+    fn current(&self) -> Transport {
+        self.clone()
+    }
 }
 
 impl Transport {
@@ -86,10 +102,14 @@ impl TlsIdentity {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = &[&rustls::version::TLS13];
 
+        let judge = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .map_err(config("CA certificate"))?;
         let client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(config("client"))?
-            .with_root_certificates(roots.clone())
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Noting(judge)))
             .with_client_auth_cert(
                 certificates("client certificate", &files.client_certificate)?,
                 key("client key", &files.client_key)?,
@@ -101,7 +121,7 @@ impl TlsIdentity {
         let server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(config("server"))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::new(Noting(verifier)))
             .with_single_cert(
                 certificates("server certificate", &files.server_certificate)?,
                 key("server key", &files.server_key)?,
@@ -110,6 +130,7 @@ impl TlsIdentity {
         Ok(Arc::new(Self {
             client: Arc::new(client),
             server: Arc::new(server),
+            files: files.clone(),
             page_key,
         }))
     }

@@ -16,6 +16,7 @@ use vmgang_libvirt::{Balloon, DomainInfo, DomainState};
 
 use crate::error::ServiceError;
 use crate::hypervisor::{Hypervisor, ask};
+use crate::libvirt_access::DestinationLibvirt;
 
 const MIB: u64 = 1 << 20;
 /// A guest is left with what it uses and this share of its maximum, in percent, or so much.
@@ -175,7 +176,7 @@ async fn shrink_one(
 pub(crate) async fn give_back(
     hypervisor: &Arc<dyn Hypervisor>,
     guests: Vec<Before>,
-    destination: &str,
+    destination: &DestinationLibvirt,
 ) -> Vec<Before> {
     let mut left = guests;
     for attempt in 0..GIVE_BACK_ATTEMPTS {
@@ -194,9 +195,9 @@ pub(crate) async fn give_back(
 pub(crate) async fn attempt_to_give_back(
     hypervisor: &Arc<dyn Hypervisor>,
     guests: Vec<Before>,
-    destination: &str,
+    destination: &DestinationLibvirt,
 ) -> Vec<Before> {
-    let uri = destination.to_owned();
+    let uri = destination.uri().to_owned();
     let there = ask(hypervisor, move |h| h.inspect_destination(&uri)).await;
     let mut left = Vec::new();
     for guest in guests {
@@ -217,7 +218,7 @@ pub(crate) async fn attempt_to_give_back(
         // While it arrives it is on both; one that is nowhere has been shut off, and forgets by itself.
         let given = match (here, there) {
             (Ok(true), _) => to_guest(hypervisor, &guest, None).await,
-            (_, Ok(true)) => to_guest(hypervisor, &guest, Some(destination)).await,
+            (_, Ok(true)) => to_guest(hypervisor, &guest, Some(destination.uri())).await,
             (Ok(false), Ok(false)) => Ok(()),
             (Err(error), _) => Err(error.sentence().to_owned()),
             (_, Err(error)) => Err(error.sentence().to_owned()),

@@ -244,7 +244,7 @@ impl Driver {
         let domain = &self.members[member];
         let request = &self.request;
         let options = MigrateOptions {
-            destination_uri: request.destination.uri.clone(),
+            destination_uri: self.libvirt.uri().to_owned(),
             migrate_uri: self.session.migrate_uri(member),
             persistent: request.persistent,
             undefine_source: request.undefine_source,

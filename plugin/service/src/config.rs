@@ -25,6 +25,10 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Certificate names, with `*` as a wildcard; empty means any our authority signed.
     pub allow_peers: Vec<String>,
+    /// Certificate names of peers that may use this host's libvirt; empty means none.
+    pub allow_libvirt: Vec<String>,
+    /// Where this host's libvirt listens for them; the first one that takes a connection.
+    pub libvirt_sockets: Vec<PathBuf>,
     pub window_budget: WindowBudget,
     pub workers: WorkerCount,
     pub connections: Connections,
@@ -112,6 +116,11 @@ impl Default for Config {
             libvirt_uri: "qemu:///system".into(),
             tls: TlsConfig::default(),
             allow_peers: Vec::new(),
+            allow_libvirt: Vec::new(),
+            libvirt_sockets: vec![
+                "/run/libvirt/virtqemud-sock".into(),
+                "/run/libvirt/libvirt-sock".into(),
+            ],
             window_budget: WindowBudget::Auto,
             workers: WorkerCount::Auto,
             connections: Connections::default(),
@@ -233,8 +242,7 @@ impl TlsPaths {
         }
     }
 
-    /// The files that are not there.
-    pub fn missing(&self) -> Vec<&Path> {
+    pub fn all(&self) -> [&Path; 5] {
         [
             &self.ca,
             &self.server_certificate,
@@ -242,10 +250,14 @@ impl TlsPaths {
             &self.client_certificate,
             &self.client_key,
         ]
-        .into_iter()
-        .filter(|path| !path.exists())
-        .map(PathBuf::as_path)
-        .collect()
+    }
+
+    /// The files that are not there.
+    pub fn missing(&self) -> Vec<&Path> {
+        self.all()
+            .into_iter()
+            .filter(|path| !path.exists())
+            .collect()
     }
 }
 
@@ -412,12 +424,15 @@ mod tests {
         let config = Config::parse(
             "listen = '192.0.2.1:1'\nruntime_dir = '/r'\nstate_dir = '/s'\n\
              libvirt_uri = 'qemu:///session'\nallow_peers = ['*.example.org']\n\
+             allow_libvirt = ['a.example.org']\nlibvirt_sockets = ['/l']\n\
              window_budget = '2GiB'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n\
              [scan]\ninterval_s = 0\nprocessor_percent = 100\n\
              [recall]\nresidents = false\ncheckpoint_budget = '1GiB'\ncheckpoint_s = 5\n",
         )
         .expect("valid");
         assert_eq!(config.window_budget, WindowBudget::Bytes(2 << 30));
+        assert_eq!(config.allow_libvirt, ["a.example.org"]);
+        assert_eq!(config.libvirt_sockets, [Path::new("/l")]);
         let three = WorkerCount::Threads(NonZeroUsize::new(3).expect("three"));
         assert_eq!(config.workers, three);
         let most = Connections(NonZeroUsize::new(16).expect("sixteen"));

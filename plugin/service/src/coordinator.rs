@@ -14,6 +14,7 @@ use vmgang_libvirt::{DomainInfo, Membership};
 
 use crate::balloon;
 use crate::config::WindowBudget;
+use crate::destination::Destination;
 use crate::driver::Driver;
 use crate::error::ServiceError;
 use crate::estimate;
@@ -22,6 +23,7 @@ use crate::history::{History, Record};
 use crate::hypervisor::{Hypervisor, ask};
 use crate::job::{Control, Job, MemberState};
 use crate::jobs::Jobs;
+use crate::libvirt_access::{DestinationLibvirt, LibvirtAccess};
 use crate::memory::AvailableMemory;
 use crate::peers::Peers;
 use crate::preflight::Preflight;
@@ -50,7 +52,8 @@ pub type TransportSource = dyn Fn() -> Result<Transport, String> + Send + Sync;
 pub struct Parts {
     pub hypervisor: Arc<dyn Hypervisor>,
     pub tunnel: Arc<dyn Tunnel>,
-    pub transport: Box<TransportSource>,
+    pub transport: Arc<TransportSource>,
+    pub libvirt_access: Arc<LibvirtAccess>,
     pub history: History,
     pub peers: Arc<Peers>,
     pub runtime_dir: std::path::PathBuf,
@@ -267,7 +270,7 @@ impl Coordinator {
         let (job, control) = Job::start(
             id,
             request.gang(),
-            &request.destination.uri,
+            &request.destination.name,
             &members,
             request.policy.can_post_copy(),
         );
@@ -284,8 +287,13 @@ impl Coordinator {
         );
         // Without the record a restart could not tell what happened, so it comes first.
         let balloons = ready.balloons;
+        let libvirt_peer = match &request.destination.uri {
+            Some(_) => None,
+            None => Some(request.peer.to_string()),
+        };
         self.write_record(&Record {
             balloons: balloons.clone(),
+            libvirt_peer: libvirt_peer.clone(),
             ..job.running_record()
         });
         let driver = Driver {
@@ -295,12 +303,14 @@ impl Coordinator {
             events,
             control,
             request,
+            libvirt: ready.libvirt.clone(),
             members,
             limit_passes: ready.limit_passes,
             daemon_ends: false,
             balloons: balloons.clone(),
         };
         let page_key = ready.page_key;
+        let libvirt = ready.libvirt;
         let coordinator = self.clone();
         let started = job.clone();
         tokio::spawn(async move {
@@ -319,11 +329,12 @@ impl Coordinator {
                 "job ended"
             );
             let hypervisor = &coordinator.parts.hypervisor;
-            let balloons = balloon::give_back(hypervisor, balloons, &report.destination).await;
+            let balloons = balloon::give_back(hypervisor, balloons, &libvirt).await;
             let record = Record {
                 started_unix_s: job.started_unix_s,
                 barrier_approximate: job.view().barrier_approximate,
                 balloons,
+                libvirt_peer,
                 report: report.clone(),
             };
             coordinator.write_record(&record);
@@ -352,12 +363,20 @@ impl Coordinator {
     /// Goes on giving memory back to guests of a job that has ended, until the destination answers.
     fn give_back_later(self: &Arc<Self>, mut record: Record) {
         let coordinator = self.clone();
+        let libvirt = match self.libvirt_of(&record) {
+            Ok(libvirt) => libvirt,
+            Err(error) => {
+                let job = &record.report.job;
+                tracing::warn!(job, error, "guests of the job are not given memory back");
+                return;
+            }
+        };
         tokio::spawn(async move {
             let until = Instant::now() + GIVE_BACK_TIME;
             while Instant::now() < until {
                 let hypervisor = &coordinator.parts.hypervisor;
-                let (owed, uri) = (record.balloons.clone(), &record.report.destination);
-                let left = balloon::attempt_to_give_back(hypervisor, owed, uri).await;
+                let owed = record.balloons.clone();
+                let left = balloon::attempt_to_give_back(hypervisor, owed, &libvirt).await;
                 if left != record.balloons {
                     record.balloons = left;
                     coordinator.write_record(&record);
@@ -368,6 +387,17 @@ impl Coordinator {
                 tokio::time::sleep(GIVE_BACK_INTERVAL).await;
             }
         });
+    }
+
+    /// The destination's libvirt of a job that has ended.
+    fn libvirt_of(&self, record: &Record) -> Result<DestinationLibvirt, String> {
+        let destination = Destination::parse(&record.report.destination)?;
+        let peer = match &record.libvirt_peer {
+            Some(peer) => peer.parse().map_err(|error| format!("{error}"))?,
+            None => destination.peer(),
+        };
+        let reached = self.parts.libvirt_access.reach(&destination, &peer);
+        reached.map_err(|error| error.sentence().to_owned())
     }
 
     /// What a job's session leaves is kept for its members' way back.

@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use vmgang_engine::{Listener, TlsIdentity, Transport, Workers, sweep_runtime_dir};
+use vmgang_engine::{Listener, Workers, sweep_runtime_dir};
 
+use crate::access::{Access, AllowLists};
 use crate::bus;
+use crate::certificates::{Certificates, ListenerTransports};
 use crate::config::{Config, TlsConfig, WorkerCount};
-use crate::coordinator::{Coordinator, Parts};
+use crate::coordinator::{Coordinator, Parts, TransportSource};
 use crate::guests::Qemus;
 use crate::history::History;
 use crate::hypervisor::{Hypervisor, Libvirt, ask};
+use crate::libvirt_access::LibvirtAccess;
 use crate::memory;
 use crate::peers::{Admittance, Peers};
 use crate::recall::Contents;
@@ -30,8 +34,10 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// Lets the last changes of aborted jobs reach those who watch.
 const LAST_SIGNALS: Duration = Duration::from_millis(600);
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT. SIGHUP has `path`, or the default file, read again for what can change
+/// meanwhile.
+pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
+    let mut reload = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
     let swept = sweep_runtime_dir(&config.runtime_dir)
         .with_context(|| format!("cannot tidy {}", config.runtime_dir.display()))?;
     if swept > 0 {
@@ -48,8 +54,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(Libvirt::new(&config.libvirt_uri));
     tokio::spawn(look_at_qemu(hypervisor.clone()));
     let peers = Arc::new(Peers::default());
-    let tls = config.tls.clone();
-    if tls == TlsConfig::Off {
+    let certificates = Arc::new(Certificates::new(config.tls.clone()));
+    if config.tls == TlsConfig::Off {
         tracing::warn!(
             "tls = false: guest memory crosses the network unencrypted, and any host may send guests here"
         );
@@ -57,9 +63,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let scans = Scans::new(Arc::new(Qemus));
     let page_key = {
-        let tls = tls.clone();
-        move || transport(&tls).ok().map(|transport| transport.page_key())
+        let certificates = certificates.clone();
+        move || Some(certificates.transport().ok()?.page_key())
     };
+    let transport: Arc<TransportSource> = {
+        let certificates = certificates.clone();
+        Arc::new(move || certificates.transport())
+    };
+    let libvirt_access = LibvirtAccess::new(&config.runtime_dir, transport.clone())
+        .with_context(|| format!("cannot tidy {}", config.runtime_dir.display()))?;
     scans
         .run(config.scan, hypervisor.clone(), page_key.clone())
         .context("cannot start the thread that scans guests")?;
@@ -74,10 +86,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let coordinator = Coordinator::open(Parts {
         hypervisor: hypervisor.clone(),
         tunnel: Arc::new(Engine),
-        transport: Box::new({
-            let tls = tls.clone();
-            move || transport(&tls)
-        }),
+        transport,
+        libvirt_access: Arc::new(libvirt_access),
         history,
         peers: peers.clone(),
         runtime_dir: config.runtime_dir.clone(),
@@ -92,10 +102,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     .await
     .context("cannot read the job history")?;
 
+    let access = Arc::new(Access::new(allow_lists(&config)));
     let admittance = Arc::new(Admittance {
         hypervisor,
         peers,
-        allow_peers: config.allow_peers.clone(),
+        access: access.clone(),
+        libvirt_sockets: config.libvirt_sockets.clone(),
         window_budget: config.window_budget,
         connections: config.connections.0,
         available_memory: Box::new(memory::available_bytes),
@@ -106,12 +118,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     tokio::spawn(tidy(coordinator.clone(), admittance.clone()));
     let (stop, stopping) = watch::channel(false);
-    let listening = match transport(&tls) {
-        Ok(transport) => {
+    let listening = match certificates.for_listener() {
+        Ok(transports) => {
             let listener = bind(config.listen).await?;
             tokio::spawn(serve_peers(
                 listener,
-                transport,
+                transports,
                 config.clone(),
                 workers,
                 admittance,
@@ -124,7 +136,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 "not listening for peers yet; only local requests are served"
             );
             tokio::spawn(listen_later(
-                tls,
+                certificates,
                 config.clone(),
                 workers,
                 admittance,
@@ -149,10 +161,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
-    let bus_lost = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-        () = connection.closed() => true,
+    let bus_lost = loop {
+        tokio::select! {
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
+            () = connection.closed() => break true,
+            _ = reload.recv() => read_again(&config, path.as_deref(), &access),
+        }
     };
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: running jobs are aborted");
@@ -189,26 +204,44 @@ async fn look_at_qemu(hypervisor: Arc<dyn Hypervisor>) {
     }
 }
 
-/// How peers are talked to, or which file is missing.
-fn transport(tls: &TlsConfig) -> Result<Transport, String> {
-    let paths = match tls {
-        TlsConfig::Off => return Ok(Transport::Plain),
-        TlsConfig::On(paths) => paths,
-    };
-    let missing: Vec<String> = paths
-        .missing()
-        .into_iter()
-        .map(|path| path.display().to_string())
-        .collect();
-    if !missing.is_empty() {
-        return Err(format!(
-            "peers are talked to over TLS, but there is no {}; put the certificates of libvirt's qemu+tls there, or name other files under [tls] in vmgang.toml",
-            missing.join(", no ")
-        ));
+fn allow_lists(config: &Config) -> AllowLists {
+    AllowLists {
+        peers: config.allow_peers.clone(),
+        libvirt: config.allow_libvirt.clone(),
     }
-    TlsIdentity::load(&paths.files())
-        .map(Transport::Tls)
-        .map_err(|error| error.to_string())
+}
+
+/// Takes from the configuration what can change while the daemon runs. A file that is not valid changes
+/// nothing.
+fn read_again(started_with: &Config, path: Option<&Path>, access: &Access) {
+    if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
+        notify(&[sd_notify::NotifyState::Reloading, now]);
+    }
+    match Config::load(path) {
+        Ok(config) => {
+            let lists = allow_lists(&config);
+            let (peers, libvirt) = (lists.peers.join(" "), lists.libvirt.join(" "));
+            let changed = access.replace(lists);
+            tracing::info!(
+                changed,
+                allow_peers = peers,
+                allow_libvirt = libvirt,
+                "the configuration was read again"
+            );
+            let rest = Config {
+                allow_peers: started_with.allow_peers.clone(),
+                allow_libvirt: started_with.allow_libvirt.clone(),
+                ..config
+            };
+            if rest != *started_with {
+                tracing::warn!(
+                    "other keys than allow_peers and allow_libvirt have changed as well; they take effect when vmgangd is restarted"
+                );
+            }
+        }
+        Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
 }
 
 async fn bind(listen: SocketAddr) -> anyhow::Result<Listener> {
@@ -232,7 +265,7 @@ async fn bind(listen: SocketAddr) -> anyhow::Result<Listener> {
 
 async fn serve_peers(
     listener: Listener,
-    transport: Transport,
+    transports: ListenerTransports,
     config: Config,
     workers: Workers,
     admittance: Arc<Admittance>,
@@ -243,13 +276,19 @@ async fn serve_peers(
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     listener
-        .serve(transport, config.runtime_dir, workers, admittance, shutdown)
+        .serve(
+            transports,
+            config.runtime_dir,
+            workers,
+            admittance,
+            shutdown,
+        )
         .await;
 }
 
 /// Waits for certificates, then listens.
 async fn listen_later(
-    tls: TlsConfig,
+    certificates: Arc<Certificates>,
     config: Config,
     workers: Workers,
     admittance: Arc<Admittance>,
@@ -257,12 +296,12 @@ async fn listen_later(
 ) {
     loop {
         tokio::time::sleep(CERTIFICATE_INTERVAL).await;
-        let Ok(transport) = transport(&tls) else {
+        let Ok(transports) = certificates.for_listener() else {
             continue;
         };
         match bind(config.listen).await {
             Ok(listener) => {
-                return serve_peers(listener, transport, config, workers, admittance, stopping)
+                return serve_peers(listener, transports, config, workers, admittance, stopping)
                     .await;
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "not listening for peers"),

@@ -8,9 +8,12 @@ use vmgang_engine::{DEFAULT_PORT, PeerAddress};
 /// Where a gang is to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
-    /// The libvirt URI, as the source's libvirtd will open it.
-    pub uri: String,
-    /// Its host part, without brackets.
+    /// As it was asked for, and is reported.
+    pub name: String,
+    /// The libvirt URI, as the source's libvirtd will open it. Without one its libvirt is reached over
+    /// the peer, see `libvirt_access.rs`.
+    pub uri: Option<String>,
+    /// The host part, without brackets.
     pub host: String,
 }
 
@@ -30,9 +33,7 @@ impl Destination {
         }
         let Some((scheme, rest)) = text.split_once("://") else {
             return match host_and_port(text) {
-                Some((host, None)) => {
-                    Destination::at(format!("qemu+tls://{}/system", bracketed(host)), host)
-                }
+                Some((host, None)) => Destination::at(text, None, host),
                 _ => bad("is neither a URI nor a host name"),
             };
         };
@@ -47,12 +48,12 @@ impl Destination {
             return bad("has no host part");
         }
         match host_and_port(address) {
-            Some((host, _)) => Destination::at(text.to_owned(), host),
+            Some((host, _)) => Destination::at(text, Some(text.to_owned()), host),
             None => bad("has an invalid host part"),
         }
     }
 
-    fn at(uri: String, host: &str) -> Result<Destination, String> {
+    fn at(name: &str, uri: Option<String>, host: &str) -> Result<Destination, String> {
         // libvirt refuses these as well: it would migrate to itself.
         if matches!(host, "127.0.0.1" | "::1")
             || host == "localhost"
@@ -63,6 +64,7 @@ impl Destination {
             ));
         }
         Ok(Destination {
+            name: name.to_owned(),
             uri,
             host: host.to_owned(),
         })
@@ -79,15 +81,15 @@ impl Destination {
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.uri)
+        f.write_str(&self.name)
     }
 }
 
-fn bracketed(host: &str) -> String {
-    if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
+/// How a person asks where a domain is at a destination of that name.
+pub(crate) fn domstate_there(destination: &str, domain: &str) -> String {
+    match destination.contains("://") {
+        true => format!("`virsh -c {destination} domstate {domain}`"),
+        false => format!("`virsh domstate {domain}` on {destination}"),
     }
 }
 
@@ -129,34 +131,33 @@ mod tests {
     #[test]
     fn uris_and_host_names() {
         let cases = [
-            ("qemu+tls://b/system", "qemu+tls://b/system", "b"),
+            ("qemu+tls://b/system", true, "b"),
             (
                 "qemu+ssh://root@b.example.org:22/system",
-                "qemu+ssh://root@b.example.org:22/system",
+                true,
                 "b.example.org",
             ),
-            (
-                "qemu+tcp://10.0.0.2/system?x=1",
-                "qemu+tcp://10.0.0.2/system?x=1",
-                "10.0.0.2",
-            ),
-            (
-                "qemu+tls://[fd00::2]:16514/system",
-                "qemu+tls://[fd00::2]:16514/system",
-                "fd00::2",
-            ),
-            ("qemu://b", "qemu://b", "b"),
-            ("host-b", "qemu+tls://host-b/system", "host-b"),
-            ("[fd00::2]", "qemu+tls://[fd00::2]/system", "fd00::2"),
+            ("qemu+tcp://10.0.0.2/system?x=1", true, "10.0.0.2"),
+            ("qemu+tls://[fd00::2]:16514/system", true, "fd00::2"),
+            ("qemu://b", true, "b"),
+            ("host-b", false, "host-b"),
+            ("[fd00::2]", false, "fd00::2"),
         ];
-        for (text, uri, host) in cases {
+        for (text, is_uri, host) in cases {
             let destination = Destination::parse(text).expect(text);
-            assert_eq!(
-                (destination.uri.as_str(), destination.host.as_str()),
-                (uri, host)
-            );
+            assert_eq!(destination.uri.as_deref(), is_uri.then_some(text));
+            assert_eq!((&*destination.name, &*destination.host), (text, host));
             assert_eq!(destination.peer().port, 16520);
         }
+    }
+
+    #[test]
+    fn what_to_ask_there_fits_the_destination() {
+        assert_eq!(
+            domstate_there("qemu+ssh://b/system", "vm"),
+            "`virsh -c qemu+ssh://b/system domstate vm`"
+        );
+        assert_eq!(domstate_there("b", "vm"), "`virsh domstate vm` on b");
     }
 
     #[test]

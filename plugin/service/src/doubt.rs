@@ -10,7 +10,9 @@ use std::time::Duration;
 use uuid::Uuid;
 use vmgang_libvirt::DomainInfo;
 
+use crate::destination::domstate_there;
 use crate::hypervisor::{Hypervisor, ask};
+use crate::libvirt_access::DestinationLibvirt;
 use crate::outcome::{self, PostCopy};
 use crate::report::DomainOutcome;
 
@@ -47,8 +49,12 @@ enum There {
     Unknown,
 }
 
-async fn there(hypervisor: &Arc<dyn Hypervisor>, uuid: Uuid, uri: &str) -> There {
-    let uri = uri.to_owned();
+async fn there(
+    hypervisor: &Arc<dyn Hypervisor>,
+    uuid: Uuid,
+    libvirt: &DestinationLibvirt,
+) -> There {
+    let uri = libvirt.uri().to_owned();
     let asked = ask(hypervisor, move |hypervisor| {
         hypervisor.inspect_destination(&uri)
     });
@@ -64,12 +70,12 @@ async fn there(hypervisor: &Arc<dyn Hypervisor>, uuid: Uuid, uri: &str) -> There
     }
 }
 
-/// Finds out where the suspended guest is to run, and says so. If the destination does not answer,
-/// it is asked on and on, also when the job is over.
+/// Finds out where the suspended guest is to run, and says so. If the destination, which goes by that
+/// name and has that libvirt, does not answer, it is asked on and on, also when the job is over.
 pub(crate) async fn settle(
     hypervisor: Arc<dyn Hypervisor>,
     domain: DomainInfo,
-    uri: String,
+    (destination, libvirt): (&str, DestinationLibvirt),
     error: Option<String>,
 ) -> (DomainOutcome, Option<String>) {
     let name = domain.name.clone();
@@ -79,7 +85,7 @@ pub(crate) async fn settle(
     let mut found = There::Unknown;
     let mut in_a_row = 0;
     for _ in 0..ASKED {
-        let now = there(&hypervisor, domain.uuid, &uri).await;
+        let now = there(&hypervisor, domain.uuid, &libvirt).await;
         in_a_row = if now == found { in_a_row + 1 } else { 1 };
         found = now;
         if found != There::Active && in_a_row == 2 {
@@ -88,24 +94,28 @@ pub(crate) async fn settle(
         tokio::time::sleep(ASKED_EVERY).await;
     }
     match found {
-        There::Active => failed(runs_there(&name, &uri)),
+        There::Active => failed(runs_there(&name, destination)),
         There::Absent => {
             go_on(&hypervisor, &domain).await;
             // Its QEMU may have ended meanwhile.
-            outcome::after_failure(&hypervisor, &domain, &uri, PostCopy::Never, Some(because)).await
+            let never = PostCopy::Never;
+            outcome::after_failure(&hypervisor, &domain, destination, never, Some(because)).await
         }
         There::Unknown => {
-            tokio::spawn(ask_on(hypervisor, domain, uri.clone()));
+            let there = destination.to_owned();
+            tokio::spawn(ask_on(hypervisor, domain, there, libvirt));
             failed(format!(
-                "the guest may run on the destination, which does not answer, so it is paused on this host; it goes on by itself as soon as the destination says that it does not run there. Otherwise make sure that it does not (`virsh -c {uri} domstate {name}`), and then `virsh resume {name}`"
+                "the guest may run on the destination, which does not answer, so it is paused on this host; it goes on by itself as soon as the destination says that it does not run there. Otherwise make sure that it does not ({}), and then `virsh resume {name}`",
+                domstate_there(destination, &name)
             ))
         }
     }
 }
 
-fn runs_there(name: &str, uri: &str) -> String {
+fn runs_there(name: &str, destination: &str) -> String {
     format!(
-        "the guest has arrived on the destination (`virsh -c {uri} domstate {name}`), and what is left of it on this host is paused and must not be resumed; `virsh destroy {name}` on this host removes it"
+        "the guest has arrived on the destination ({}), and what is left of it on this host is paused and must not be resumed; `virsh destroy {name}` on this host removes it",
+        domstate_there(destination, name)
     )
 }
 
@@ -128,7 +138,12 @@ async fn go_on(hypervisor: &Arc<dyn Hypervisor>, domain: &DomainInfo) {
     }
 }
 
-async fn ask_on(hypervisor: Arc<dyn Hypervisor>, domain: DomainInfo, uri: String) {
+async fn ask_on(
+    hypervisor: Arc<dyn Hypervisor>,
+    domain: DomainInfo,
+    destination: String,
+    libvirt: DestinationLibvirt,
+) {
     let until = tokio::time::Instant::now() + ASKED_FOR;
     while tokio::time::Instant::now() < until {
         tokio::time::sleep(ASKED_EVERY).await;
@@ -138,9 +153,13 @@ async fn ask_on(hypervisor: Arc<dyn Hypervisor>, domain: DomainInfo, uri: String
         if here.is_ok_and(|here| here.state != vmgang_libvirt::DomainState::Paused) {
             return;
         }
-        match there(&hypervisor, uuid, &uri).await {
+        match there(&hypervisor, uuid, &libvirt).await {
             There::Active => {
-                tracing::warn!(domain = domain.name, "{}", runs_there(&domain.name, &uri));
+                tracing::warn!(
+                    domain = domain.name,
+                    "{}",
+                    runs_there(&domain.name, &destination)
+                );
                 return;
             }
             There::Absent => {

@@ -19,6 +19,7 @@ use crate::departures::Departures;
 use crate::doubt;
 use crate::hypervisor::Hypervisor;
 use crate::job::{Control, Job, MemberState};
+use crate::libvirt_access::DestinationLibvirt;
 use crate::outcome::{self, PostCopy};
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
@@ -37,6 +38,8 @@ pub struct Driver {
     pub events: UnboundedReceiver<SourceEvent>,
     pub control: UnboundedReceiver<Control>,
     pub request: MigrateRequest,
+    /// The destination's.
+    pub libvirt: DestinationLibvirt,
     pub members: Vec<DomainInfo>,
     /// Tell each member's QEMU when it may take itself for done.
     pub limit_passes: bool,
@@ -241,7 +244,7 @@ impl Driver {
         let (state, error) = match facts.outcome {
             Some(Outcome::Migrated) => (DomainOutcome::Migrated, None),
             _ => {
-                let uri = &self.request.destination.uri;
+                let destination = &*self.request.destination.name;
                 let post_copy = match self.request.policy.can_post_copy() {
                     _ if self.request.post_copy_resume => PostCopy::Broken,
                     true => PostCopy::Possible,
@@ -250,9 +253,11 @@ impl Driver {
                 let error = facts.error.clone();
                 if facts.may_run_there() {
                     let (hypervisor, domain) = (self.hypervisor.clone(), domain.clone());
-                    doubt::settle(hypervisor, domain, uri.clone(), error).await
+                    let there = (destination, self.libvirt.clone());
+                    doubt::settle(hypervisor, domain, there, error).await
                 } else {
-                    outcome::after_failure(&self.hypervisor, domain, uri, post_copy, error).await
+                    let hypervisor = &self.hypervisor;
+                    outcome::after_failure(hypervisor, domain, destination, post_copy, error).await
                 }
             }
         };

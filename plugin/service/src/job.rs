@@ -289,6 +289,7 @@ impl Job {
             started_unix_s: self.started_unix_s,
             barrier_approximate: view.barrier_approximate,
             balloons: Vec::new(),
+            libvirt_peer: None,
             report: Report {
                 job: self.id.clone(),
                 gang: self.gang.clone(),

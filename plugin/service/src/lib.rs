@@ -8,10 +8,12 @@
 //! `conduct` (with `barrier` deciding) -> `report` -> `history`.
 
 mod aborts;
+pub mod access;
 pub mod balloon;
 pub mod barrier;
 pub mod budget;
 pub mod bus;
+pub mod certificates;
 mod conduct;
 pub mod config;
 pub mod convergence;
@@ -29,6 +31,7 @@ pub mod history;
 pub mod hypervisor;
 pub mod job;
 pub mod jobs;
+pub mod libvirt_access;
 pub mod memory;
 mod outcome;
 pub mod peers;

@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(vmgang_service::daemon::run(config));
+    let ended = runtime.block_on(vmgang_service::daemon::run(config, arguments.config));
     runtime.shutdown_timeout(LAST_CALLS);
     ended
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 use vmgang_libvirt::{DomainInfo, DomainState};
 
+use crate::destination::domstate_there;
 use crate::hypervisor::{Hypervisor, ask};
 use crate::report::DomainOutcome;
 use crate::tunnel::Session;
@@ -118,7 +119,8 @@ pub async fn after_failure(
 /// never run twice.
 pub(crate) fn paused(name: &str, destination: &str) -> String {
     format!(
-        "the guest is paused on this host; make sure first that it does not run on the destination (`virsh -c {destination} domstate {name}`), then `virsh resume {name}` lets it go on"
+        "the guest is paused on this host; make sure first that it does not run on the destination ({}), then `virsh resume {name}` lets it go on",
+        domstate_there(destination, name)
     )
 }
 

@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, MemberOutcome, Offer, PageKey, PeerName, Purpose, SocketOwner,
 };
-use wildmatch::WildMatch;
 
+use crate::access::Access;
 use crate::budget;
 use crate::config::{WINDOW_BUDGET_MIN_BYTES, WindowBudget};
 use crate::hypervisor::Hypervisor;
@@ -50,7 +51,9 @@ impl Peers {
 pub struct Admittance {
     pub hypervisor: Arc<dyn Hypervisor>,
     pub peers: Arc<Peers>,
-    pub allow_peers: Vec<String>,
+    pub access: Arc<Access>,
+    /// Where this host's libvirt may listen.
+    pub libvirt_sockets: Vec<PathBuf>,
     pub window_budget: WindowBudget,
     /// TCP connections of a session at most.
     pub connections: NonZeroUsize,
@@ -87,7 +90,7 @@ impl Promised {
 
 impl DestinationHost for Admittance {
     fn admit(&self, offer: &Offer, purpose: Purpose, peer: &PeerName) -> Result<Admission, String> {
-        check_allowed(&self.allow_peers, peer)?;
+        self.access.check_peer(peer)?;
         let user = self
             .hypervisor
             .qemu_user()
@@ -127,6 +130,12 @@ impl DestinationHost for Admittance {
             iterations: stats.iterations,
             memory_bytes: stats.memory_total_bytes,
         })
+    }
+
+    fn libvirt_sockets(&self, peer: &PeerName) -> Result<Vec<PathBuf>, String> {
+        self.access.check_libvirt(peer)?;
+        self.peers.connected_from(peer);
+        Ok(self.libvirt_sockets.clone())
     }
 
     fn session_ended(&self, job: Uuid) {
@@ -229,7 +238,8 @@ impl Admittance {
     }
 }
 
-fn describe(peer: &PeerName) -> String {
+/// A peer by its address and the names it has shown.
+pub(crate) fn describe(peer: &PeerName) -> String {
     let ip = unmapped(peer.address);
     if peer.certificate_names.is_empty() {
         ip
@@ -241,25 +251,6 @@ fn describe(peer: &PeerName) -> String {
 /// IPv4 peers of a dual-stack listener, as people write them.
 fn unmapped(address: SocketAddr) -> String {
     address.ip().to_canonical().to_string()
-}
-
-fn check_allowed(allow_peers: &[String], peer: &PeerName) -> Result<(), String> {
-    if allow_peers.is_empty() {
-        return Ok(());
-    }
-    let allowed = peer.certificate_names.iter().any(|name| {
-        let name = name.to_ascii_lowercase();
-        allow_peers
-            .iter()
-            .any(|pattern| WildMatch::new(&pattern.to_ascii_lowercase()).matches(&name))
-    });
-    if allowed {
-        return Ok(());
-    }
-    Err(format!(
-        "the peer {} is not allowed here; add a name of its certificate to allow_peers in the destination's vmgang.toml",
-        describe(peer)
-    ))
 }
 
 /// The window a job gets, or why it gets none.
@@ -281,30 +272,6 @@ fn mib(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn peer(names: &[&str]) -> PeerName {
-        PeerName {
-            address: "[::ffff:10.0.0.1]:5000".parse().expect("an address"),
-            certificate_names: names.iter().map(|name| (*name).to_owned()).collect(),
-        }
-    }
-
-    #[test]
-    fn names_and_globs() {
-        let allow = vec!["*.rack1.example".to_owned(), "host-b".to_owned()];
-        assert!(check_allowed(&[], &peer(&[])).is_ok());
-        assert!(check_allowed(&allow, &peer(&["Host-B"])).is_ok());
-        assert!(check_allowed(&allow, &peer(&["x", "a.rack1.example"])).is_ok());
-        let error = check_allowed(&allow, &peer(&["host-bb"])).expect_err("refused");
-        assert!(
-            error.contains("10.0.0.1 (host-bb)") && error.contains("allow_peers"),
-            "{error}"
-        );
-        assert!(
-            check_allowed(&allow, &peer(&[])).is_err(),
-            "no certificate, no name"
-        );
-    }
 
     #[test]
     fn a_refusal_says_how_much_is_missing() {

@@ -20,6 +20,7 @@ use crate::budget;
 use crate::coordinator::Parts;
 use crate::error::ServiceError;
 use crate::hypervisor::{DestinationInfo, ask};
+use crate::libvirt_access::DestinationLibvirt;
 use crate::request::MigrateRequest;
 use crate::stages::Stage;
 use crate::tunnel::Opened;
@@ -33,6 +34,8 @@ const LANES: usize = 3;
 /// A job that may begin.
 pub(crate) struct Ready {
     pub(crate) opened: Opened,
+    /// The destination's.
+    pub(crate) libvirt: DestinationLibvirt,
     /// Tell each member's QEMU when it may take itself for done.
     pub(crate) limit_passes: bool,
     pub(crate) window_offered_bytes: u64,
@@ -78,7 +81,9 @@ impl Preflight<'_> {
         let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
         let page_key = transport.page_key();
         let scanned = self.scanned(&page_key);
-        let there = self.look_there();
+        let access = &self.parts.libvirt_access;
+        let libvirt = access.reach(&self.request.destination, &self.request.peer)?;
+        let there = self.look_there(&libvirt);
         let host_uuid = ask(&self.parts.hypervisor, |hypervisor| hypervisor.host_uuid());
         let here = self.look_here().await?;
         took("this host's libvirt has answered");
@@ -134,6 +139,7 @@ impl Preflight<'_> {
         self.parts.peers.connected(&self.request.peer.to_string());
         Ok(Ready {
             opened,
+            libvirt,
             limit_passes,
             window_offered_bytes,
             page_key,
@@ -161,19 +167,28 @@ impl Preflight<'_> {
     }
 
     /// Opens the destination's libvirt and looks around. Begins at once.
-    fn look_there(&self) -> impl Future<Output = Result<DestinationInfo, ServiceError>> + use<> {
-        let uri = self.request.destination.uri.clone();
-        let asked = {
-            let uri = uri.clone();
-            ask(&self.parts.hypervisor, move |hypervisor| {
-                hypervisor.inspect_destination(&uri)
-            })
-        };
+    fn look_there(
+        &self,
+        libvirt: &DestinationLibvirt,
+    ) -> impl Future<Output = Result<DestinationInfo, ServiceError>> + use<> {
+        let libvirt = libvirt.clone();
+        let uri = libvirt.uri().to_owned();
+        let asked = ask(&self.parts.hypervisor, move |hypervisor| {
+            hypervisor.inspect_destination(&uri)
+        });
         let answer = timeout(REACH_TIMEOUT, asked);
+        let destination = self.request.destination.clone();
         async move {
             let unreachable = |reason: String| {
+                if let Some(problem) = libvirt.problem() {
+                    return problem;
+                }
+                let advice = match &destination.uri {
+                    Some(uri) => format!("try `virsh -c {uri} list` as root on this host"),
+                    None => format!("look into the log of its daemon on {}", destination.host),
+                };
                 ServiceError::DestinationUnreachable(format!(
-                    "the destination's libvirt cannot be used: {reason}; try `virsh -c {uri} list` as root on this host"
+                    "the destination's libvirt cannot be used: {reason}; {advice}"
                 ))
             };
             answer
@@ -331,7 +346,7 @@ fn check_room(
     found: &DestinationInfo,
     here: Option<Uuid>,
 ) -> Result<(), ServiceError> {
-    let uri = &request.destination.uri;
+    let uri = &request.destination;
     if here.is_some() && here == found.host_uuid {
         return Err(ServiceError::InvalidDestination(format!(
             "the destination {uri} is this host itself (or a host with the same host_uuid in libvirtd.conf); name the other host"

@@ -295,7 +295,7 @@ impl Stages {
                 id: id.simple().to_string(),
                 outgoing: true,
                 gang: request.gang.clone(),
-                peer: request.destination.uri.clone(),
+                peer: request.destination.name.clone(),
                 state: StageState::Scanning,
                 error: None,
                 contents: 0,
@@ -320,7 +320,7 @@ impl Stages {
         tracing::info!(
             stage = stage.id(),
             gang = stage.request.gang,
-            destination = stage.request.destination.uri,
+            destination = stage.request.destination.name,
             members = stage.members.len(),
             "staging begins"
         );
@@ -361,7 +361,7 @@ fn check_other(stages: &[Arc<Stage>], request: &PrepareRequest) -> Result<(), Se
         return Err(ServiceError::Busy(format!(
             "the gang '{}' is prepared for {} already, by the stage {id}; drop that first with `vmgang abort {id}`",
             request.gang,
-            other.request.destination.uri,
+            other.request.destination.name,
             id = other.id()
         )));
     }

@@ -155,6 +155,28 @@ async fn missing_certificates_refuse_the_migration_only() {
 }
 
 #[tokio::test]
+async fn why_a_bare_hosts_libvirt_is_not_reached_is_told_by_the_peer_and_nothing_is_left() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good)])).await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let peer = closed.local_addr().expect("bound").to_string();
+    drop(closed);
+    let options = Options::from([
+        ("all", Variant::from(true)),
+        ("peer", Variant::from(peer.as_str())),
+    ]);
+    let (name, text) = error_of(rig.migrate("", "b", options).await);
+    assert_eq!(name, "org.vmgang.Error.PeerUnreachable", "{text}");
+    assert!(
+        text.contains(&peer) && !text.contains("End of file"),
+        "{text}"
+    );
+    assert_eq!(rig.fake.active_names(), ["vm1"]);
+    let sockets = rig.state_dir.path().join("libvirt");
+    let left = std::fs::read_dir(sockets).expect("it was made").count();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
 async fn a_gang_migrates_as_one_and_is_reported() {
     let rig = Rig::new(Fake::new(&[("vm1", Script::Good), ("vm2", Script::Good)])).await;
     let manager = rig.manager().await;

@@ -173,6 +173,10 @@ pub enum Frame<'a> {
     Offer(Offer),
     Have(Have),
     Announce(Announce),
+    /// What follows is to go to the destination's libvirt, not to this protocol.
+    Libvirt,
+    /// It does.
+    Connected,
 }
 
 impl<'a> Frame<'a> {
@@ -197,6 +201,8 @@ impl<'a> Frame<'a> {
             Frame::Offer(_) => (Kind::Offer, 0),
             Frame::Have(_) => (Kind::Have, 0),
             Frame::Announce(_) => (Kind::Announce, 0),
+            Frame::Libvirt => (Kind::Libvirt, 0),
+            Frame::Connected => (Kind::Connected, 0),
         }
     }
 
@@ -264,7 +270,11 @@ impl<'a> Frame<'a> {
             Frame::Offer(offer) => offer.encode_body(out),
             Frame::Have(have) => have.encode_body(out),
             Frame::Announce(announce) => announce.encode_body(out),
-            Frame::Finish { .. } | Frame::Goodbye | Frame::Alive => {}
+            Frame::Finish { .. }
+            | Frame::Goodbye
+            | Frame::Alive
+            | Frame::Libvirt
+            | Frame::Connected => {}
         }
     }
 
@@ -355,6 +365,8 @@ impl<'a> Frame<'a> {
             Kind::Offer => Frame::Offer(Offer::decode_body(r)?),
             Kind::Have => Frame::Have(Have::decode_body(r)?),
             Kind::Announce => Frame::Announce(Announce::decode_body(r)?),
+            Kind::Libvirt => Frame::Libvirt,
+            Kind::Connected => Frame::Connected,
         };
         reader.finish()?;
         Ok(frame)

@@ -71,6 +71,10 @@ kinds! {
     Have = 18, max 1024;
     /// Destination: contents that are in the window from the beginning.
     Announce = 19, max 128 * 1024;
+    /// Source: this connection is to go on as one to the destination's libvirt.
+    Libvirt = 20, max 0;
+    /// Destination: it does from here on.
+    Connected = 21, max 0;
 }
 
 /// What stands in front of a frame's body.

@@ -144,6 +144,8 @@ fn samples() -> Vec<Frame<'static>> {
         Frame::Announce(Announce {
             digests: vec![[1; 16], [2; 16]],
         }),
+        Frame::Libvirt,
+        Frame::Connected,
     ]
 }
 

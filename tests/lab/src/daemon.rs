@@ -105,6 +105,12 @@ impl Daemon {
         )
     }
 
+    /// The same without one of its arguments.
+    pub fn without(mut self, argument: &str) -> Daemon {
+        self.command.retain(|word| word != argument);
+        self
+    }
+
     /// Whether the host's root has this daemon at all.
     pub fn is_installed(&self) -> bool {
         self.command

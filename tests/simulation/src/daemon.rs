@@ -22,6 +22,7 @@ use vmgang_service::coordinator::{Coordinator, Parts};
 use vmgang_service::guests::{Guests, Opened};
 use vmgang_service::history::History;
 use vmgang_service::hypervisor::Hypervisor;
+use vmgang_service::libvirt_access::LibvirtAccess;
 use vmgang_service::peers::{Admittance, Peers};
 use vmgang_service::recall::Contents;
 use vmgang_service::scans::Scans;
@@ -116,7 +117,11 @@ impl SourceDaemon {
                 world: world.clone(),
                 life: life.clone(),
             }),
-            transport: Box::new(|| Ok(Transport::Plain)),
+            transport: Arc::new(|| Ok(Transport::Plain)),
+            libvirt_access: Arc::new(LibvirtAccess::new(
+                &directories.runtime,
+                Arc::new(|| Ok(Transport::Plain)),
+            )?),
             history: History::open(&directories.state)?,
             peers: Arc::default(),
             runtime_dir: directories.runtime.clone(),
@@ -164,7 +169,8 @@ impl DestinationDaemon {
         let admittance = Admittance {
             hypervisor: Arc::new(libvirt) as Arc<dyn Hypervisor>,
             peers: Arc::new(Peers::default()),
-            allow_peers: Vec::new(),
+            access: Arc::default(),
+            libvirt_sockets: Vec::new(),
             window_budget: WindowBudget::Auto,
             connections: connections(world.plan.connections.1),
             available_memory: Box::new(move || Ok(available)),

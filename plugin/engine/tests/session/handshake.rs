@@ -73,7 +73,7 @@ async fn unreachable_peers_and_other_versions_are_named() {
 }
 
 /// A certificate authority and a host certificate of it, as files.
-fn identity(ca: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>, name: &str) -> Arc<TlsIdentity> {
+pub fn identity(ca: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>, name: &str) -> Arc<TlsIdentity> {
     let dir = tempfile::tempdir().unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
@@ -100,7 +100,7 @@ fn identity(ca: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>, name: &str) -> Arc<
     .unwrap()
 }
 
-fn authority() -> rcgen::CertifiedIssuer<'static, rcgen::KeyPair> {
+pub fn authority() -> rcgen::CertifiedIssuer<'static, rcgen::KeyPair> {
     let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap()

@@ -5,6 +5,7 @@ mod endings;
 mod handshake;
 mod held;
 mod hostile;
+mod libvirt;
 mod pair;
 mod stages;
 mod streams;

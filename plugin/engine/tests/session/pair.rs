@@ -31,6 +31,8 @@ pub struct Host {
     pub recall: Mutex<Option<Arc<dyn Recall>>>,
     /// Contents staged, and found among them.
     pub staged: Mutex<(u64, u64)>,
+    /// Who wanted its libvirt is told so.
+    pub libvirt: Mutex<Result<Vec<PathBuf>, String>>,
 }
 
 impl DestinationHost for Host {
@@ -67,6 +69,11 @@ impl DestinationHost for Host {
 
     fn session_ended(&self, job: Uuid) {
         self.ended.lock().unwrap().push(job);
+    }
+
+    fn libvirt_sockets(&self, peer: &PeerName) -> Result<Vec<PathBuf>, String> {
+        self.peers.lock().unwrap().push(peer.clone());
+        self.libvirt.lock().unwrap().clone()
     }
 }
 
@@ -114,6 +121,7 @@ impl Pair {
             peers: Mutex::default(),
             recall: Mutex::default(),
             staged: Mutex::default(),
+            libvirt: Mutex::new(Err("libvirt is not for you".to_owned())),
         });
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
             .await

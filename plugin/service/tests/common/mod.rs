@@ -22,10 +22,11 @@ use vmgang_libvirt::{
 };
 use vmgang_service::bus;
 use vmgang_service::config::{RecallConfig, WindowBudget};
-use vmgang_service::coordinator::{Coordinator, Parts};
+use vmgang_service::coordinator::{Coordinator, Parts, TransportSource};
 use vmgang_service::guests::{self, GuestRam, Guests};
 use vmgang_service::history::History;
 use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
+use vmgang_service::libvirt_access::LibvirtAccess;
 use vmgang_service::peers::Peers;
 use vmgang_service::recall::Contents;
 use vmgang_service::scans::Scans;
@@ -356,6 +357,14 @@ impl Hypervisor for Fake {
         }
         if uri.contains("unreachable") {
             return failed("no route");
+        }
+        // As libvirt would; whoever carries that has nobody behind.
+        if let Some(path) = uri.strip_prefix("qemu+unix:///system?socket=") {
+            use std::io::Read;
+            let socket = std::os::unix::net::UnixStream::connect(path);
+            let read = socket.and_then(|mut socket| socket.read(&mut [0; 8]));
+            assert_eq!(read.expect("a socket that is closed"), 0);
+            return failed("End of file while reading data");
         }
         let same = uri.contains("myself");
         Ok(DestinationInfo {
@@ -755,13 +764,19 @@ impl Rig {
 
     /// With what an earlier daemon has left.
     pub async fn after(fake: Fake, state_dir: tempfile::TempDir) -> Rig {
-        let transport = fake.transport.clone();
+        let transport: Arc<TransportSource> = {
+            let transport = fake.transport.clone();
+            Arc::new(move || transport.clone().map(|()| Transport::Plain))
+        };
         let available_bytes = fake.available_bytes;
         let (scans, stages, contents) = knowledge(&fake);
         let coordinator = Coordinator::open(Parts {
             hypervisor: Arc::new(fake.clone()),
             tunnel: Arc::new(FakeTunnel(fake.clone())),
-            transport: Box::new(move || transport.clone().map(|()| Transport::Plain)),
+            transport: transport.clone(),
+            libvirt_access: Arc::new(
+                LibvirtAccess::new(state_dir.path(), transport).expect("a directory"),
+            ),
             history: History::open(state_dir.path()).expect("opens"),
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),

@@ -17,6 +17,7 @@ use vmgang_service::config::{RecallConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts};
 use vmgang_service::history::History;
 use vmgang_service::job::{Control, Job};
+use vmgang_service::libvirt_access::LibvirtAccess;
 use vmgang_service::peers::Peers;
 use vmgang_service::recall::Contents;
 use vmgang_service::request::MigrateRequest;
@@ -121,7 +122,11 @@ fn run_with(seed: u64, workers: Workers) -> Shown {
         Parts {
             hypervisor,
             tunnel: Arc::new(SimTunnel(world.clone())),
-            transport: Box::new(|| Ok(Transport::Plain)),
+            transport: Arc::new(|| Ok(Transport::Plain)),
+            libvirt_access: Arc::new(
+                LibvirtAccess::new(state_dir.path(), Arc::new(|| Ok(Transport::Plain)))
+                    .expect("a directory"),
+            ),
             history: History::open(state_dir.path()).expect("opens"),
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),
