@@ -28,8 +28,11 @@ export VMGANG_LAB_CACHE ?= $(CARGO_TARGET_DIR)/lab
 # What the lab lays over its hosts' roots: exactly what `make install` installs.
 export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 
+# The version of packages; what comes after it tells builds of one version apart, such as +b1.
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build install test test-debian test-slow test-versions lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation deny fuzz stage stage-tests
+.PHONY: help setup build install deb deb-files test test-debian test-slow test-versions test-packages lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,7 +41,7 @@ setup: ## Debian packages that building needs (nothing else is put on the machin
 	@sh packaging/setup.sh
 
 build: setup ## vmgang and vmgangd, optimised
-	$(CARGO) build --release --locked -p vmgang-service -p vmgang-cli
+	$(CARGO) build --release --locked -p vmgang-service -p vmgang-cli --bins --example manuals
 
 include packaging/install.mk
 
@@ -48,6 +51,16 @@ install: build ## programs, unit, D-Bus and polkit files, configuration (PREFIX,
 stage: build
 	@rm -rf "$(VMGANG_INSTALL_TREE)"
 	@$(MAKE) --no-print-directory install DESTDIR="$(VMGANG_INSTALL_TREE)" PREFIX=/usr >/dev/null
+
+deb: build ## the Debian package, in the build directory's deb/
+	@$(MAKE) --no-print-directory deb-files BUILD_DIR="$(CARGO_TARGET_DIR)/release"
+
+deb-files:
+	@sh packaging/setup.sh dpkg-dev binutils
+	@rm -rf "$(CARGO_TARGET_DIR)/deb" "$(CARGO_TARGET_DIR)/deb-tree"
+	@$(MAKE) --no-print-directory install-files DESTDIR="$(CARGO_TARGET_DIR)/deb-tree" PREFIX=/usr >/dev/null
+	packaging/deb/build.sh "$(CARGO_TARGET_DIR)/deb-tree" "$(VERSION)" "$(CARGO_TARGET_DIR)/deb"
+	@rm -rf "$(CARGO_TARGET_DIR)/deb-tree"
 
 lint: setup ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
@@ -69,7 +82,7 @@ test: lint stage-tests ## everything: unit, property, session and lab tests with
 	else \
 	    $(CARGO) test --workspace --locked --exclude vmgang-lab --exclude vmgang-e2e && \
 	    $(CARGO) test --locked -p vmgang-lab -p vmgang-e2e -- --test-threads=1 \
-	        --skip every_role_serves_moves --skip slowly_; \
+	        --skip every_role_serves_moves --skip slowly_ --skip packages_install_; \
 	fi
 
 test-debian: stage ## the lab's Debian guests: four roles boot, serve, move and notice damage
@@ -85,6 +98,10 @@ test-versions: stage-tests ## the end-to-end tests with other versions of libvir
 	    echo "versions: $$versions"; \
 	    VMGANG_LAB_DEBIAN=$$versions $(CARGO) nextest run --workspace --locked -E 'package(vmgang-e2e)' || failed=1; \
 	done; exit $$failed
+
+test-packages: stage-tests ## the packages on a clean Debian: installed, upgraded, purged; rpmbuild
+	@$(MAKE) --no-print-directory deb-files BUILD_DIR="$(CARGO_TARGET_DIR)/debug"
+	$(CARGO) nextest run --locked -p vmgang-e2e --ignore-default-filter -E 'binary(packages)'
 
 demo: stage ## four guests move together from one host to another, beside stock virsh
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench

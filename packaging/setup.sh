@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs the Debian packages that building vmgang needs, and only those.
+# Installs the Debian packages that building vmgang needs, and those that are named, and only those.
 # The lab's own needs (libvirt, QEMU, debootstrap) stay inside the lab's root file system.
 set -eu
 missing=
-for package in libvirt-dev pkg-config gcc libc6-dev make; do
+for package in libvirt-dev pkg-config gcc libc6-dev make "$@"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
         missing="$missing $package"
 done

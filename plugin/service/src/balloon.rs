@@ -82,7 +82,7 @@ pub(crate) async fn look(
                 period_s: balloon.period_s,
             }),
             None => tracing::info!(
-                member = member.name,
+                domain = member.name,
                 "does not run, or has no memory balloon: moves with all its memory"
             ),
         }
@@ -104,7 +104,7 @@ pub(crate) async fn shrink(
                 Ok(given) => given,
                 Err(error) => {
                     let error = error.sentence();
-                    tracing::warn!(member = guest.name, error, "its balloon cannot be used");
+                    tracing::warn!(domain = guest.name, error, "its balloon cannot be used");
                     0
                 }
             }
@@ -136,7 +136,7 @@ async fn shrink_one(
         }
         if Instant::now() > until {
             tracing::info!(
-                member = guest.name,
+                domain = guest.name,
                 "does not tell what it needs (does its system have a driver for the memory balloon?): moves with all its memory"
             );
             return Ok(0);
@@ -163,7 +163,7 @@ async fn shrink_one(
     }
     let given = before.saturating_sub(now.current_bytes);
     tracing::info!(
-        member = guest.name,
+        domain = guest.name,
         before_bytes = before,
         target_bytes = target,
         given_bytes = given,
@@ -225,7 +225,7 @@ pub(crate) async fn attempt_to_give_back(
         };
         if let Err(error) = given {
             tracing::warn!(
-                member = guest.name,
+                domain = guest.name,
                 error,
                 "cannot get its memory back yet; by hand: `virsh setmem --live {} {}KiB` where it runs",
                 guest.name,

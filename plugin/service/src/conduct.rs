@@ -177,7 +177,7 @@ impl Driver {
                 let name = self.name(member);
                 tracing::warn!(
                     job = self.job.id,
-                    member = name,
+                    domain = name,
                     "libvirt has not begun to migrate it, and does not answer; it cannot migrate any more"
                 );
                 let error = format!(
@@ -212,7 +212,7 @@ impl Driver {
         if throttled {
             tracing::info!(
                 job = self.job.id,
-                member = self.name(member),
+                domain = self.name(member),
                 "it does not converge: its migration begins anew, and QEMU slows its guest down"
             );
             self.session.restart_member(member);
@@ -262,7 +262,7 @@ impl Driver {
     /// Switches the member's migration to post-copy; it has begun, but libvirt may not know yet.
     fn start_post_copy(&self, member: usize) -> impl Future<Output = ()> + use<> {
         let name = self.name(member).to_owned();
-        tracing::info!(job = self.job.id, member = name, "goes to post-copy");
+        tracing::info!(job = self.job.id, domain = name, "goes to post-copy");
         let (hypervisor, uuid) = (self.hypervisor.clone(), self.members[member].uuid);
         async move {
             for attempt in 1..=ATTEMPTS {
@@ -273,7 +273,7 @@ impl Driver {
                     Ok(()) => return,
                     Err(error) if attempt == ATTEMPTS => {
                         let error = error.sentence();
-                        tracing::warn!(member = name, error, "cannot be switched to post-copy");
+                        tracing::warn!(domain = name, error, "cannot be switched to post-copy");
                     }
                     Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
                 }
@@ -285,7 +285,7 @@ impl Driver {
         let name = self.name(member).to_owned();
         tracing::info!(
             job = self.job.id,
-            member = name,
+            domain = name,
             "suspended to converge, since the time is up"
         );
         let (hypervisor, uuid) = (self.hypervisor.clone(), self.members[member].uuid);
@@ -293,7 +293,7 @@ impl Driver {
             let asked = ask(&hypervisor, move |hypervisor| hypervisor.suspend(uuid));
             if let Err(error) = asked.await {
                 let error = error.sentence();
-                tracing::warn!(member = name, error, "cannot be suspended");
+                tracing::warn!(domain = name, error, "cannot be suspended");
             }
         }
     }
@@ -332,7 +332,7 @@ impl Driver {
                     rates.dirtied / 1e6,
                     rates.carried / 1e6
                 );
-                tracing::warn!(job = self.job.id, member = name, why, "does not converge");
+                tracing::warn!(job = self.job.id, domain = name, why, "does not converge");
                 Some(Input::Stalled(member, why))
             }
         }
@@ -393,7 +393,7 @@ impl Driver {
                     facts.connected = true;
                 }
                 let name = self.name(member);
-                tracing::debug!(job = self.job.id, member = name, "channel opened");
+                tracing::debug!(job = self.job.id, domain = name, "channel opened");
                 Some(Input::Streaming(member))
             }
             SourceEvent::FirstPassDone { member } => {
@@ -412,7 +412,7 @@ impl Driver {
                 let member_name = self.name(member);
                 tracing::warn!(
                     job = self.job.id,
-                    member = member_name,
+                    domain = member_name,
                     "its QEMU sends no SWITCHOVER_ACK: held in its first pass, the gang's barrier is approximate"
                 );
                 self.set_state(member, MemberState::Held);
@@ -422,7 +422,7 @@ impl Driver {
                 let member_name = self.name(member);
                 tracing::warn!(
                     job = self.job.id,
-                    member = member_name,
+                    domain = member_name,
                     "its stream is not understood: the gang's barrier is approximate"
                 );
                 Some(Input::Unreadable(member))
@@ -454,7 +454,7 @@ impl Driver {
                 }
                 // Says nothing about the guest: libvirt's verdict does.
                 let member = self.name(member);
-                tracing::debug!(job = self.job.id, member, "stream ended");
+                tracing::debug!(job = self.job.id, domain = member, "stream ended");
                 None
             }
             SourceEvent::MemberFailed { member, error } => Some(Input::MemberFailed(

@@ -419,6 +419,54 @@ mod tests {
         );
     }
 
+    /// What a table may have, by the error about a key that it has not.
+    fn keys_of(table: &str) -> Vec<String> {
+        let header = match table {
+            "" => String::new(),
+            table => format!("[{table}]\n"),
+        };
+        let error = Config::parse(&format!("{header}no_such_key = 1\n")).expect_err("unknown");
+        let (_, expected) = error.message().split_once("expected ").expect("names");
+        expected
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn every_key_is_in_the_packaged_file_and_in_the_guide() {
+        let file = include_str!("../../../packaging/vmgang.toml");
+        let guide = include_str!("../../../docs/operations.md");
+        let (mut table, mut written) = (String::new(), Vec::new());
+        for line in file.lines().filter_map(|line| line.strip_prefix('#')) {
+            if let Some(name) = line.strip_prefix('[') {
+                table = name.trim_end_matches(']').to_owned();
+            } else if !line.starts_with(' ') && !line.is_empty() {
+                let (key, _) = line.split_once(" = ").expect(line);
+                written.push((table.clone(), key.to_owned()));
+            }
+        }
+        let mut known = Vec::new();
+        for key in keys_of("") {
+            if file.contains(&format!("#[{key}]")) {
+                known.extend(keys_of(&key).into_iter().map(|inner| (key.clone(), inner)));
+            } else {
+                known.push((String::new(), key));
+            }
+        }
+        written.sort();
+        known.sort();
+        assert_eq!(written, known, "packaging/vmgang.toml and config.rs");
+        for (table, key) in known {
+            assert!(
+                guide.contains(&format!("`{key}`")),
+                "operations.md: {table} {key}"
+            );
+        }
+    }
+
     #[test]
     fn every_key_can_be_set() {
         let config = Config::parse(

@@ -26,6 +26,7 @@ use crate::recall::Contents;
 use crate::scans::Scans;
 use crate::stages::Stages;
 use crate::tunnel::Engine;
+use crate::watchdog;
 
 /// How often missing certificates are looked for again.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -117,6 +118,10 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
         page_key: Box::new(page_key),
     });
     tokio::spawn(tidy(coordinator.clone(), admittance.clone()));
+    let (jobs, arriving) = (coordinator.clone(), admittance.clone());
+    let look = move || {
+        let _ = (jobs.is_busy(), arriving.is_busy());
+    };
     let (stop, stopping) = watch::channel(false);
     let listening = match certificates.for_listener() {
         Ok(transports) => {
@@ -157,6 +162,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
         )
     })?;
     notify(&[sd_notify::NotifyState::Ready]);
+    tokio::spawn(watchdog::answer(look));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "vmgangd is ready");
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
 use vmgang_service::config::Config;
+use vmgang_service::journal::Journal;
 use vmgang_service::memory;
 
 /// Migrates gangs of virtual machines as one job.
@@ -24,14 +26,7 @@ const LAST_CALLS: Duration = Duration::from_secs(1);
 fn main() -> anyhow::Result<()> {
     memory::keep_little();
     let arguments = Arguments::parse();
-    // Times are journald's to add.
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_from_env("VMGANG_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    start_log();
     let config = Config::load(arguments.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -39,4 +34,20 @@ fn main() -> anyhow::Result<()> {
     let ended = runtime.block_on(vmgang_service::daemon::run(config, arguments.config));
     runtime.shutdown_timeout(LAST_CALLS);
     ended
+}
+
+/// To the journal where systemd has connected stderr with it, to stderr otherwise.
+fn start_log() {
+    let journal = Journal::of_stderr();
+    let stderr = journal.is_none().then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+    });
+    let filter = EnvFilter::try_from_env("VMGANG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(journal)
+        .with(stderr)
+        .init();
 }

@@ -88,8 +88,20 @@ fn run(lab: &Lab, command: &str) -> Result<()> {
                 "no such method"
             );
         }
-        // What needs a host with systemd or a firewall.
-        ["systemctl" | "firewall-cmd" | "nft", ..] => {}
+        // What needs a host with systemd, a firewall or SELinux; packages are for packages.rs.
+        [
+            "systemctl" | "journalctl" | "systemd-sysusers" | "firewall-cmd" | "nft",
+            ..,
+        ] => {}
+        ["dpkg", ..]
+        | [
+            "checkmodule" | "semodule_package" | "semodule" | "restorecon",
+            ..,
+        ] => {}
+        ["usermod", "-a", "-G", group, "USER"] => {
+            a.run(&["useradd", "user"])?;
+            a.run(&["usermod", "-a", "-G", group, "user"])?;
+        }
         // The second line of a comment.
         ["#", ..] => {}
         _ => bail!("the test does not know this command"),

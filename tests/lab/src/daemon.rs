@@ -18,11 +18,15 @@ const VMGANGD_PATHS: [&str; 4] = [
     "/usr/local/bin/vmgangd",
 ];
 
+const VMGANGD_UNIT: &str = "/usr/lib/systemd/system/vmgangd.service";
+
 /// A daemon on a host, running or not.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     host: Host,
     name: &'static str,
+    /// What starts the command, with its arguments before it.
+    wrapper: Vec<String>,
     command: Vec<String>,
     log: String,
     /// A command that succeeds once the daemon serves.
@@ -36,6 +40,7 @@ impl Daemon {
         Daemon {
             host,
             name,
+            wrapper: Vec::new(),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             log: format!("/var/log/{name}.log"),
             probe: probe.to_vec(),
@@ -92,7 +97,8 @@ impl Daemon {
             .iter()
             .find(|path| host.file_exists(path))
             .unwrap_or(&VMGANGD_PATHS[0]);
-        Daemon::new(
+        let wrapper = confinement(&host.read_text(VMGANGD_UNIT).unwrap_or_default());
+        let mut daemon = Daemon::new(
             host,
             "vmgangd",
             &[path],
@@ -102,7 +108,9 @@ impl Daemon {
                 "dbus-send --system --print-reply --dest=org.freedesktop.DBus / \
                  org.freedesktop.DBus.NameHasOwner string:org.vmgang.VMGang1 | grep -q true",
             ],
-        )
+        );
+        daemon.wrapper = wrapper;
+        daemon
     }
 
     /// The same without one of its arguments.
@@ -174,6 +182,7 @@ impl Daemon {
         // The shell ends at once, so that process 1 adopts the daemon.
         let script = "log=$1; shift; setsid \"$@\" </dev/null >>\"$log\" 2>&1 &";
         let mut words = vec!["sh", "-c", script, "sh", self.log.as_str()];
+        words.extend(self.wrapper.iter().map(String::as_str));
         words.extend(self.command.iter().map(String::as_str));
         words.extend(arguments);
         let mut command = self.host.command(&words);
@@ -250,10 +259,40 @@ impl Daemon {
 /// Brings up what a host needs before vmgangd: the system bus, polkit, virtlogd and libvirtd.
 pub(crate) fn start_host(host: &Host) -> Result<()> {
     host.run(&["mkdir", "-p", "/run/dbus", "/run/lock"])?;
+    // What an installed package asks of the boot.
+    if host.file_exists("/usr/lib/sysusers.d/vmgang.conf") {
+        host.run(&["systemd-sysusers", "vmgang.conf"])?;
+    }
+    if host.file_exists("/usr/lib/tmpfiles.d/vmgang.conf") {
+        host.run(&["systemd-tmpfiles", "--create", "vmgang.conf"])?;
+    }
     host.bus().start()?;
     host.polkitd().launch(&[], &[])?;
     host.run(&["/usr/sbin/virtlogd", "-d"])?;
     host.libvirtd().start()
+}
+
+/// Starts a command with no more capabilities than its unit gives it: what it lacks is found by the
+/// tests. Empty where there is no unit, or one that takes none away.
+fn confinement(unit: &str) -> Vec<String> {
+    let Some(set) = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+    else {
+        return Vec::new();
+    };
+    let kept: String = set
+        .split_whitespace()
+        .map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase())
+        .map(|name| format!(",+{name}"))
+        .collect();
+    [
+        "setpriv".to_owned(),
+        format!("--bounding-set=-all{kept}"),
+        "--inh-caps=-all".to_owned(),
+        "--no-new-privs".to_owned(),
+    ]
+    .into()
 }
 
 /// Reads one line of `/proc/PID/stat`: the name is in parentheses, the state follows.
@@ -269,6 +308,16 @@ fn is_live_process(stat: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_says_what_its_daemon_may() {
+        let unit = "[Service]\nExecStart=/x\nCapabilityBoundingSet=CAP_CHOWN CAP_SYS_PTRACE\n";
+        assert_eq!(
+            confinement(unit)[..2],
+            ["setpriv", "--bounding-set=-all,+chown,+sys_ptrace"]
+        );
+        assert!(confinement("[Service]\nExecStart=/x\n").is_empty());
+    }
 
     #[test]
     fn a_process_is_known_by_its_name_and_a_zombie_is_none() {

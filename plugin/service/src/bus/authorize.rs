@@ -78,6 +78,18 @@ pub(crate) async fn check(
     }
 }
 
+/// The same for a property. Nobody calls where zbus reads it for a signal: signals go to all who may
+/// receive them, which is for the bus's own policy to say.
+pub(crate) async fn check_reader(
+    connection: &Connection,
+    header: Option<Header<'_>>,
+) -> Result<(), ServiceError> {
+    match header {
+        Some(header) => check(connection, &header, Permission::Read).await,
+        None => Ok(()),
+    }
+}
+
 /// Without a bus in between only root and the daemon's own user are let in.
 async fn check_peer_to_peer(connection: &Connection) -> Result<(), String> {
     let credentials = connection

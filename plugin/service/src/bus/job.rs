@@ -6,7 +6,7 @@ use std::sync::Arc;
 use zbus::message::Header;
 use zbus::{Connection, OwnedVariant, Variant, interface};
 
-use super::authorize::{Permission, check};
+use super::authorize::{Permission, check, check_reader};
 use crate::error::ServiceError;
 use crate::job::{Control, Job, JobView, MemberView};
 use crate::request::bandwidth;
@@ -62,8 +62,13 @@ impl JobObject {
 
     /// preparing, running, switching, completed, failed, partial or aborted.
     #[zbus(property)]
-    fn state(&self) -> String {
-        Properties::of(&self.job).state
+    async fn state(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Option<Header<'_>>,
+    ) -> Result<String, ServiceError> {
+        check_reader(connection, header).await?;
+        Ok(Properties::of(&self.job).state)
     }
 
     /// gang (s), destination (s), started (t, seconds since 1970), elapsed_ms (t), and members
@@ -73,22 +78,37 @@ impl JobObject {
     /// converge dirtied_per_s and carried_per_s (t, bytes of its memory: written to by the guest,
     /// and sent); throttled (b) if QEMU slows the guest down.
     #[zbus(property)]
-    fn progress(&self) -> Dictionary {
-        Properties::of(&self.job).progress
+    async fn progress(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Option<Header<'_>>,
+    ) -> Result<Dictionary, ServiceError> {
+        check_reader(connection, header).await?;
+        Ok(Properties::of(&self.job).progress)
     }
 
     /// qemu_stream, wire and literal (t, bytes), saved (a{sx}, bytes by technique, adding up to
     /// qemu_stream - wire), barrier (s: exact or approximate), and switchover_spread_ms (t)
     /// once it is known.
     #[zbus(property)]
-    fn statistics(&self) -> Dictionary {
-        Properties::of(&self.job).statistics
+    async fn statistics(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Option<Header<'_>>,
+    ) -> Result<Dictionary, ServiceError> {
+        check_reader(connection, header).await?;
+        Ok(Properties::of(&self.job).statistics)
     }
 
     /// The report of the ended job, one JSON object; empty until then.
     #[zbus(property)]
-    fn result(&self) -> String {
-        Properties::of(&self.job).result
+    async fn result(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Option<Header<'_>>,
+    ) -> Result<String, ServiceError> {
+        check_reader(connection, header).await?;
+        Ok(Properties::of(&self.job).result)
     }
 }
 
@@ -122,6 +142,10 @@ impl Properties {
             ("Statistics", Variant::from(self.statistics)),
             ("Result", Variant::from(self.result)),
         ])
+    }
+
+    pub(super) fn into_dictionary(self) -> Dictionary {
+        owned(self.into_variants())
     }
 }
 
@@ -191,6 +215,10 @@ fn statistics(view: &JobView) -> Dictionary {
 }
 
 pub(super) fn dictionary<const N: usize>(pairs: [(&str, Variant<'static>); N]) -> Dictionary {
+    owned(pairs)
+}
+
+fn owned<'a>(pairs: impl IntoIterator<Item = (&'a str, Variant<'static>)>) -> Dictionary {
     pairs
         .into_iter()
         // Only file descriptors cannot be owned, and there are none here.

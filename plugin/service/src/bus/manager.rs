@@ -7,7 +7,7 @@ use vmgang_libvirt::DomainInfo;
 use zbus::message::Header;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, interface};
 
-use super::authorize::{Permission, check};
+use super::authorize::{Permission, check, check_reader};
 use super::job::{Dictionary, dictionary};
 use super::{job_path, publish};
 use crate::coordinator::Coordinator;
@@ -207,15 +207,35 @@ impl Manager {
 
     /// The daemon's version.
     #[zbus(property(emits_changed_signal = "const"))]
-    fn version(&self) -> String {
-        env!("CARGO_PKG_VERSION").to_owned()
+    async fn version(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Option<Header<'_>>,
+    ) -> Result<String, ServiceError> {
+        check_reader(connection, header).await?;
+        Ok(VERSION.to_owned())
     }
 
     /// Peers this daemon has talked to since it started.
     #[zbus(property(emits_changed_signal = "false"))]
-    fn peers(&self) -> Vec<String> {
-        self.coordinator.peers()
+    async fn peers(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Option<Header<'_>>,
+    ) -> Result<Vec<String>, ServiceError> {
+        check_reader(connection, header).await?;
+        Ok(self.coordinator.peers())
     }
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// All properties.
+pub(super) fn properties(coordinator: &Coordinator) -> Dictionary {
+    dictionary([
+        ("Version", Variant::from(VERSION)),
+        ("Peers", Variant::from(coordinator.peers())),
+    ])
 }
 
 fn no_options(options: HashMap<String, OwnedVariant>) -> Result<(), ServiceError> {

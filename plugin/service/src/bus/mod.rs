@@ -4,6 +4,7 @@
 mod authorize;
 mod job;
 mod manager;
+mod objects;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,13 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use zbus::connection::Builder;
-use zbus::fdo::{ObjectManager, Properties};
+use zbus::fdo::Properties;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, Variant};
 
 pub use job::JobObject;
 pub use manager::Manager;
+pub use objects::ObjectList;
 
 use crate::coordinator::Coordinator;
 use crate::error::ServiceError;
@@ -27,6 +29,7 @@ pub const BUS_NAME: &str = "org.vmgang.VMGang1";
 pub const MANAGER_PATH: &str = "/org/vmgang/VMGang1";
 /// Here ObjectManager lives: jobs are below it.
 pub const ROOT_PATH: &str = "/org/vmgang";
+const MANAGER_INTERFACE: &str = "org.vmgang.Manager1";
 const JOB_INTERFACE: &str = "org.vmgang.Job1";
 
 /// PropertiesChanged is sent at most this often for one job while it runs. Its end is told at
@@ -39,7 +42,7 @@ pub async fn serve(
     coordinator: Arc<Coordinator>,
 ) -> zbus::Result<Connection> {
     let connection = builder
-        .serve_at(ROOT_PATH, ObjectManager)
+        .serve_at(ROOT_PATH, ObjectList::new(coordinator.clone()))
         .serve_at(MANAGER_PATH, Manager::new(coordinator.clone()))
         .build()
         .await?;
