@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use vmgang_e2e::{
-    JobResult, boot_all, clone_guest, expect_clean, expect_not_paused, expect_running, uri,
-    verify_all, vmgang, with_lab,
+    JobResult, Versions, boot_all, clone_guest, expect_clean, expect_not_paused, expect_running,
+    uri, verify_all, vmgang, with_lab,
 };
 use vmgang_lab::{Host, Lab};
 
@@ -19,7 +19,15 @@ fn a_gang_moves_in_all_the_ways_there_are() -> Result<()> {
         boot_all(a, &[guest("one").with_persistence(), guest("two")])?;
         vmgang(a, &[&["gang", "add", "web"], &GUESTS[..]].concat())?.expect(0)?;
         multifd(a, b).context("multifd")?;
+        if !Versions::asked_for()?.goes_back() {
+            eprintln!("the rest goes back, which these versions do not");
+            return Ok(());
+        }
         staggered(b, a).context("staggered, free, and the domains' definitions")?;
+        if Versions::asked_for()? == Versions::Own {
+            eprintln!("post-copy takes another configuration there: see post_copy.rs");
+            return Ok(());
+        }
         post_copy(lab).context("post-copy")
     })
 }

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use vmgang_e2e::{
-    JobResult, boot_all, clone_guest, expect_clean, expect_running, uri, verify_all, vmgang,
-    with_lab,
+    JobResult, Versions, boot_all, clone_guest, expect_clean, expect_running, uri, verify_all,
+    vmgang, with_lab,
 };
 use vmgang_lab::{Host, Lab};
 
@@ -106,6 +106,10 @@ fn round_trip(lab: &Lab) -> Result<()> {
         "{job:?}"
     );
 
+    if !Versions::asked_for()?.goes_back() {
+        eprintln!("the rest goes back, which these versions do not");
+        return Ok(());
+    }
     // Membership travelled with the guests; they leave that gang for another.
     let shown = vmgang(b, &["gang", "show", "web"])?.expect(0)?;
     for guest in GUESTS {
