@@ -40,8 +40,8 @@ help: ## this list
 setup: ## Debian packages that building needs (nothing else is put on the machine)
 	@sh packaging/setup.sh
 
-build: setup ## vmgang and vmgangd, optimised
-	$(CARGO) build --release --locked -p vmgang-service -p vmgang-cli --bins --example manuals
+build: setup ## vmgang, vmgangd and vmgang-hook, optimised
+	$(CARGO) build --release --locked -p vmgang-service -p vmgang-cli -p vmgang-hook --bins --example manuals
 
 include packaging/install.mk
 

@@ -18,6 +18,10 @@ manuals = $(BUILD_DIR)/manuals
 install-files:
 	install -D -m 0755 $(BUILD_DIR)/vmgang $(DESTDIR)$(bindir)/vmgang
 	install -D -m 0755 $(BUILD_DIR)/vmgangd $(DESTDIR)$(sbindir)/vmgangd
+	install -D -m 0755 $(BUILD_DIR)/vmgang-hook $(DESTDIR)$(sbindir)/vmgang-hook
+	install -d $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d
+	sed 's|@sbindir@|$(sbindir)|' hooks/qemu > $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/vmgang
+	chmod 0755 $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/vmgang
 	install -d $(DESTDIR)$(unitdir)
 	sed 's|@sbindir@|$(sbindir)|' packaging/vmgangd.service > $(DESTDIR)$(unitdir)/vmgangd.service
 	chmod 0644 $(DESTDIR)$(unitdir)/vmgangd.service
@@ -44,8 +48,10 @@ install-files:
 	install -D -m 0644 $(manuals)/vmgang.fish $(DESTDIR)$(datadir)/fish/vendor_completions.d/vmgang.fish
 	# The administrator's own configuration stays.
 	test -e $(DESTDIR)$(sysconfdir)/vmgang/vmgang.toml || install -D -m 0644 packaging/vmgang.toml $(DESTDIR)$(sysconfdir)/vmgang/vmgang.toml
+	test -e $(DESTDIR)$(sysconfdir)/vmgang/incoming.toml || install -D -m 0644 packaging/incoming.toml $(DESTDIR)$(sysconfdir)/vmgang/incoming.toml
 
 uninstall: ## what install has put there; configuration and history stay
+	rm -f $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/vmgang $(DESTDIR)$(sbindir)/vmgang-hook
 	rm -f $(DESTDIR)$(bindir)/vmgang $(DESTDIR)$(sbindir)/vmgangd
 	rm -f $(DESTDIR)$(unitdir)/vmgangd.service $(DESTDIR)$(tmpfilesdir)/vmgang.conf $(DESTDIR)$(sysusersdir)/vmgang.conf
 	rm -f $(DESTDIR)$(datadir)/dbus-1/system.d/org.vmgang.VMGang1.conf

@@ -54,6 +54,9 @@ pub struct Admission {
 pub trait DestinationHost: Send + Sync + 'static {
     /// Whether a job may come. The error is a sentence for the person who started it.
     fn admit(&self, offer: &Offer, purpose: Purpose, peer: &PeerName) -> Result<Admission, String>;
+    /// Whether libvirt on this host has itself announced that this member comes. Asked once, before
+    /// anything connects to its QEMU. The error is why not.
+    fn announced(&self, member: Uuid) -> Result<(), String>;
     /// A stage has got so many contents more, of them so many that were found on this host.
     fn staged(&self, job: Uuid, contents: u64, found: u64);
     /// How a member's migration ended, if libvirt here knows.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
@@ -30,7 +31,7 @@ use crate::delivery::{Pump, StreamEvent};
 use crate::destination::{Admission, DestinationHost};
 use crate::frame_digest::FrameDigest;
 use crate::join::{FurtherConnections, Grants, JOIN_TIMEOUT};
-use crate::network::Network;
+use crate::network::{Network, QemuConnection};
 use crate::offer::{Offer, SocketOwner};
 use crate::runtime_dir::{JobDir, Side};
 use crate::workers::Workers;
@@ -38,6 +39,8 @@ use crate::workers::Workers;
 /// Stream bytes a channel may have under way: enough for a fast link, and little enough
 /// that QEMU's own estimate of the link stays honest.
 const CHANNEL_CREDIT_BYTES: u32 = 8 * 1024 * 1024;
+/// The reader of all channels waits for the answer, which is at hand where libvirt's hook is installed.
+const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a source may ask how a member ended: each costs a call of libvirt.
 const OUTCOME_REQUESTS_MAX: u8 = 4;
 
@@ -155,7 +158,7 @@ pub(crate) async fn run(
     drop(queue);
     // Whatever is queued leaves, if the source takes it soon.
     let flush = async { while writing.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), flush).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), flush).await;
     result
 }
 
@@ -190,6 +193,8 @@ struct Session<'a> {
     buffers: Buffers,
     sockets: JobDir,
     owners: Vec<SocketOwner>,
+    /// Members that libvirt has announced.
+    announced: Vec<bool>,
     /// How often the source has asked how each member ended.
     outcome_requests: Vec<u8>,
     channels: HashMap<u32, Channel>,
@@ -281,6 +286,7 @@ impl<'a> Session<'a> {
             further: FurtherConnections::default(),
             buffers,
             sockets,
+            announced: vec![false; owners.len()],
             outcome_requests: vec![0; owners.len()],
             owners,
             channels: HashMap::new(),
@@ -482,9 +488,7 @@ impl<'a> Session<'a> {
             finished: false,
             pump: None,
         };
-        let socket = self.sockets.socket(member);
-        let connecting = self.job.network.connect_qemu(&socket, self.owners[member]);
-        match connecting.await {
+        match self.connect(member).await {
             Ok(connection) => {
                 let pump = Pump {
                     channel,
@@ -498,11 +502,30 @@ impl<'a> Session<'a> {
                 };
                 open.pump = Some(self.tasks.spawn(pump.run(connection, events)));
             }
-            Err(error) => self.queue.send(&Frame::Reset {
-                channel,
-                text: format!("the destination QEMU does not listen: {error}"),
-            }),
+            Err(text) => self.queue.send(&Frame::Reset { channel, text }),
         }
         self.channels.insert(channel, open);
+    }
+
+    /// A connection to the member's QEMU, or why there is none. What listens is only believed to be its
+    /// QEMU if libvirt has announced the member: the sockets' directory is QEMU's user's, and other
+    /// guests may run as that user.
+    async fn connect(&mut self, member: usize) -> Result<QemuConnection, String> {
+        if !self.announced[member] {
+            let (host, uuid) = (self.job.host.clone(), self.job.hello.members[member].uuid);
+            let asked = self.job.workers.blocking(move || host.announced(uuid));
+            let announced = match tokio::time::timeout(ANNOUNCED_TIMEOUT, asked).await {
+                Ok(Ok(announced)) => announced,
+                Ok(Err(_)) => Err("its daemon failed while asking".to_owned()),
+                Err(_) => Err("libvirt there does not answer".to_owned()),
+            };
+            announced.map_err(|why| format!("the destination does not take it in: {why}"))?;
+            self.announced[member] = true;
+        }
+        let socket = self.sockets.socket(member);
+        let connecting = self.job.network.connect_qemu(&socket, self.owners[member]);
+        connecting
+            .await
+            .map_err(|error| format!("the destination QEMU does not listen: {error}"))
     }
 }

@@ -10,8 +10,10 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use vmgang_engine::{Listener, Workers, sweep_runtime_dir};
+use vmgang_hook::{Expected, MEETING_PLACE, POLICY_PATH, Policy, socket_path};
 
 use crate::access::{Access, AllowLists};
+use crate::announcements::Announcements;
 use crate::bus;
 use crate::certificates::{Certificates, ListenerTransports};
 use crate::config::{Config, TlsConfig, WorkerCount};
@@ -96,7 +98,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
         available_memory: Box::new(memory::available_bytes),
         workers: workers.clone(),
         connections: config.connections.0,
-        scans,
+        scans: scans.clone(),
         stages: stages.clone(),
         contents: contents.clone(),
     })
@@ -104,8 +106,11 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     .context("cannot read the job history")?;
 
     let access = Arc::new(Access::new(allow_lists(&config)));
+    let (announcements, expected) = meet_hook(scans);
     let admittance = Arc::new(Admittance {
         hypervisor,
+        announcements,
+        expected,
         peers,
         access: access.clone(),
         libvirt_sockets: config.libvirt_sockets.clone(),
@@ -183,6 +188,36 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     listening.abort();
     anyhow::ensure!(!bus_lost, "the connection to the system bus was lost");
     Ok(())
+}
+
+/// Meets libvirt's hook where it looks for this daemon. Without it libvirt is asked instead, and a
+/// policy lets nothing in.
+fn meet_hook(scans: Arc<Scans>) -> (Arc<Announcements>, Option<Expected>) {
+    if let Err(error) = Policy::load(Path::new(POLICY_PATH)) {
+        tracing::error!(%error, "only migrations through vmgang are let in until this is put right");
+    }
+    let place = Path::new(MEETING_PLACE);
+    // First what is expected, then the socket, which says that it counts.
+    let left = move |uuid| scans.forget(&[uuid].into());
+    let met = Expected::open(place)
+        .and_then(|expected| Ok((Announcements::listen(&socket_path(place), left)?, expected)));
+    let (announcements, expected) = match met {
+        Ok(met) => met,
+        Err(error) => {
+            tracing::error!(
+                %error, "no socket for libvirt's hook in {MEETING_PLACE}; libvirt is asked instead"
+            );
+            return (Arc::new(Announcements::none()), None);
+        }
+    };
+    let announcements = Arc::new(announcements);
+    let heard = announcements.clone();
+    tokio::spawn(async move {
+        if let Err(error) = heard.run().await {
+            tracing::error!(%error, "libvirt's hook is not heard any more");
+        }
+    });
+    (announcements, Some(expected))
 }
 
 /// Lets go of kept contents when their time has come, and while no gang is under way of memory that

@@ -9,6 +9,7 @@
 
 mod aborts;
 pub mod access;
+pub mod announcements;
 pub mod balloon;
 pub mod barrier;
 pub mod budget;

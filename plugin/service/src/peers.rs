@@ -11,8 +11,11 @@ use uuid::Uuid;
 use vmgang_engine::{
     Admission, DestinationHost, MemberOutcome, Offer, PageKey, PeerName, Purpose, SocketOwner,
 };
+use vmgang_hook::Expected;
+use vmgang_libvirt::LibvirtError;
 
 use crate::access::Access;
+use crate::announcements::Announcements;
 use crate::budget;
 use crate::config::{WINDOW_BUDGET_MIN_BYTES, WindowBudget};
 use crate::hypervisor::Hypervisor;
@@ -61,6 +64,10 @@ pub struct Admittance {
     pub sessions: Mutex<BTreeMap<Uuid, Promised>>,
     pub stages: Arc<Stages>,
     pub contents: Arc<Contents>,
+    /// Whom libvirt's hook has announced.
+    pub announcements: Arc<Announcements>,
+    /// Where the hook sees who comes through this daemon; `None`: nowhere.
+    pub expected: Option<Expected>,
     /// What digests are made with now, if it is known.
     pub page_key: Box<dyn Fn() -> Option<PageKey> + Send + Sync>,
 }
@@ -104,8 +111,9 @@ impl DestinationHost for Admittance {
             window_granted_bytes = window_budget_bytes,
             ?purpose, "incoming gang admitted"
         );
-        if let Purpose::Stage { seconds } = purpose {
-            self.stages.arrives(offer, seconds);
+        match purpose {
+            Purpose::Stage { seconds } => self.stages.arrives(offer, seconds),
+            Purpose::Migrate { .. } => self.expect(offer),
         }
         let key = (self.page_key)();
         Ok(Admission {
@@ -117,6 +125,27 @@ impl DestinationHost for Admittance {
             connections: self.connections,
             recall: key.and_then(|key| self.contents.for_job(offer, &key)),
         })
+    }
+
+    fn announced(&self, member: Uuid) -> Result<(), String> {
+        if self.announcements.is_arriving(member) {
+            tracing::debug!(%member, "announced by libvirt's hook");
+            return Ok(());
+        }
+        // No hook, or its message was lost.
+        match self.hypervisor.domain(member) {
+            // Paused while it arrives. One that goes on in post-copy runs, and has no hook called again.
+            Ok(domain) if domain.active() => {
+                tracing::debug!(%member, "libvirt says that it is arriving");
+                Ok(())
+            }
+            Ok(_) | Err(LibvirtError::NoSuchDomain { .. }) => {
+                Err("libvirt there has not announced this domain".to_owned())
+            }
+            Err(error) => Err(format!(
+                "libvirt there cannot say whether it comes: {error}"
+            )),
+        }
     }
 
     fn staged(&self, job: Uuid, contents: u64, found: u64) {
@@ -140,12 +169,31 @@ impl DestinationHost for Admittance {
 
     fn session_ended(&self, job: Uuid) {
         self.stages.leaves(job);
-        let source = self.sessions().remove(&job).map(|session| session.source);
+        if let Some(expected) = &self.expected {
+            expected.forget(job);
+        }
+        let ended = self.sessions().remove(&job);
+        let source = ended.map(|session| {
+            let guests = session.guests.iter().map(|(uuid, _)| *uuid);
+            self.announcements.forget(guests);
+            session.source
+        });
         tracing::info!(job = %job.simple(), source, "incoming gang's session ended");
     }
 }
 
 impl Admittance {
+    /// Lets the hook know that these come through vmgang.
+    fn expect(&self, offer: &Offer) {
+        let members: Vec<Uuid> = offer.members.iter().map(|member| member.uuid).collect();
+        if let Some(expected) = &self.expected
+            && let Err(error) = expected.expect(offer.job, &members)
+        {
+            // Without a policy it makes no difference; with one the hook refuses, and says why.
+            tracing::warn!(job = %offer.job.simple(), %error, "cannot tell libvirt's hook who is coming");
+        }
+    }
+
     /// Whether a gang is on its way to here.
     pub fn is_busy(&self) -> bool {
         !self.sessions().is_empty()

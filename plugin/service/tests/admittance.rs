@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use common::{Fake, domain, knowledge};
 use uuid::Uuid;
 use vmgang_engine::{DestinationHost, MemberOffer, Offer, PeerName, Purpose, Transport};
+use vmgang_hook::{Announcement, Event, Expected, is_expected};
 use vmgang_libvirt::DomainState;
+use vmgang_service::announcements::Announcements;
 use vmgang_service::config::WindowBudget;
 use vmgang_service::peers::{Admittance, Peers};
 
@@ -31,6 +33,8 @@ fn host(fake: &Fake, available_bytes: u64) -> Admittance {
         connections: std::num::NonZeroUsize::MIN,
         available_memory: Box::new(move || Ok(available_bytes)),
         sessions: Mutex::new(BTreeMap::new()),
+        announcements: Arc::new(Announcements::none()),
+        expected: None,
     }
 }
 
@@ -142,4 +146,54 @@ fn a_stage_takes_its_window_and_its_migration_takes_that_over() {
     // Its guests count now, and the window once.
     let error = admit(&host, &offer(9 * GIB / 4)).expect_err("1792 MiB are promised");
     assert!(error.contains("need 1792 MiB"), "{error}");
+}
+
+#[tokio::test]
+async fn only_who_libvirt_has_announced_is_taken_in() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = vmgang_hook::socket_path(place.path());
+    let fake = Fake::new(&[]);
+    let mut host = host(&fake, 4 * GIB);
+    host.announcements = Arc::new(Announcements::listen(&path, |_| {}).expect("listens"));
+    host.expected = Some(Expected::open(place.path()).expect("opens"));
+    let gang = offer(GIB);
+    let member = gang.members[0].uuid;
+    admit(&host, &gang).expect("admitted");
+    assert!(is_expected(place.path(), member), "the hook can see it");
+
+    let refused = host.announced(member).expect_err("nobody has said a word");
+    assert!(refused.contains("announced"), "{refused}");
+    let say = |event| {
+        let told = Announcement {
+            event,
+            uuid: member,
+            name: "vm".into(),
+        };
+        let hook = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
+        hook.send_to(&told.to_bytes(), &path).expect("sends");
+    };
+    say(Event::Incoming);
+    assert_eq!(host.announced(member), Ok(()));
+    say(Event::Stopped);
+    host.announced(member)
+        .expect_err("its migration has failed");
+
+    // The hook's word was lost: libvirt knows.
+    let mut guest = domain("vm", true);
+    (guest.uuid, guest.id, guest.state) = (member, Some(7), DomainState::Paused);
+    fake.push(guest);
+    assert_eq!(host.announced(member), Ok(()));
+    let mut defined = domain("defined", true);
+    (defined.id, defined.state) = (None, DomainState::ShutOff);
+    fake.push(defined.clone());
+    host.announced(defined.uuid).expect_err("not active here");
+
+    say(Event::Incoming);
+    host.session_ended(gang.job);
+    assert!(!is_expected(place.path(), member));
+    // A stage brings nobody.
+    let mut stage = offer(GIB);
+    stage.gang = "web".into();
+    admit_for(&host, &stage, Purpose::Stage { seconds: 60 }).expect("admitted");
+    assert!(!is_expected(place.path(), stage.members[0].uuid));
 }

@@ -17,6 +17,7 @@ use vmgang_engine::{
     Transport, Workers,
 };
 use vmgang_libvirt::QemuUser;
+use vmgang_service::announcements::Announcements;
 use vmgang_service::config::{RecallConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts};
 use vmgang_service::guests::{Guests, Opened};
@@ -175,6 +176,8 @@ impl DestinationDaemon {
             connections: connections(world.plan.connections.1),
             available_memory: Box::new(move || Ok(available)),
             sessions: Mutex::new(BTreeMap::new()),
+            announcements: Arc::new(Announcements::none()),
+            expected: None,
             stages,
             contents,
             page_key: Box::new(|| Some(Transport::Plain.page_key())),

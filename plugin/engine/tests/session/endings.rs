@@ -6,7 +6,7 @@ use tokio::net::UnixListener;
 use vmgang_engine::{SourceEvent, SourceSession, Transport};
 use vmgang_stream::synthetic::StreamBuilder;
 
-use crate::pair::{ACK, Pair, SOON, event, guest_stream, page, swallow};
+use crate::pair::{ACK, Pair, SOON, event, guest_stream, member_uuid, page, swallow};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vanished_peer_closes_every_connection_and_leaves_nothing() {
@@ -81,6 +81,41 @@ async fn a_destination_qemu_that_dies_fails_only_its_member() {
 
 /// `virsh domjobabort` on a member: its QEMU simply closes. That must not look like a member
 /// that is done, or the barrier would let the others go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_libvirt_has_not_announced_is_not_connected_to() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let options = pair.options(2, Transport::Plain);
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    // Something listens in the place of its QEMU, as the right user.
+    let (impostor, qemu) = (pair.destination_qemu(0), pair.destination_qemu(1));
+    *pair.host.announced.lock().unwrap() = Err("not announced".into());
+    let mut source = pair.source_qemu(&session, 0).await;
+    let _ = source.write_all(&guest_stream(0, 100)).await;
+    let failed = event(&mut events, |e| {
+        matches!(e, SourceEvent::MemberFailed { .. })
+    })
+    .await;
+    let SourceEvent::MemberFailed { member: 0, error } = failed else {
+        panic!("{failed:?}");
+    };
+    assert!(error.contains("not announced"), "{error}");
+
+    // Another member comes all the same, and is asked about once for all its connections.
+    *pair.host.announced.lock().unwrap() = Ok(());
+    let mut connections = Vec::new();
+    for _ in 0..2 {
+        let mut source = pair.source_qemu(&session, 1).await;
+        source.write_all(b"QEVM\0\0\0\x03").await.unwrap();
+        let accepted = tokio::time::timeout(SOON, qemu.accept()).await;
+        connections.push((source, accepted.unwrap().unwrap()));
+    }
+    let asked = pair.host.asked.lock().unwrap().clone();
+    assert_eq!(asked, [member_uuid(0), member_uuid(1)]);
+    let nobody = tokio::time::timeout(Duration::ZERO, impostor.accept()).await;
+    assert!(nobody.is_err(), "somebody connected: {nobody:?}");
+    session.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_ends_before_the_guest_stopped_is_a_failure() {
     let pair = Pair::new(Transport::Plain, None, 1 << 20).await;

@@ -33,6 +33,10 @@ pub struct Host {
     pub staged: Mutex<(u64, u64)>,
     /// Who wanted its libvirt is told so.
     pub libvirt: Mutex<Result<Vec<PathBuf>, String>>,
+    /// What libvirt says of each member.
+    pub announced: Mutex<Result<(), String>>,
+    /// Who was asked about.
+    pub asked: Mutex<Vec<Uuid>>,
 }
 
 impl DestinationHost for Host {
@@ -52,6 +56,11 @@ impl DestinationHost for Host {
                 recall: self.recall.lock().unwrap().clone(),
             }),
         }
+    }
+
+    fn announced(&self, member: Uuid) -> Result<(), String> {
+        self.asked.lock().unwrap().push(member);
+        self.announced.lock().unwrap().clone()
     }
 
     fn staged(&self, _job: Uuid, contents: u64, found: u64) {
@@ -122,6 +131,8 @@ impl Pair {
             recall: Mutex::default(),
             staged: Mutex::default(),
             libvirt: Mutex::new(Err("libvirt is not for you".to_owned())),
+            announced: Mutex::new(Ok(())),
+            asked: Mutex::default(),
         });
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap())
             .await

@@ -271,6 +271,10 @@ impl DestinationHost for Host {
         })
     }
 
+    fn announced(&self, _member: Uuid) -> Result<(), String> {
+        Ok(())
+    }
+
     fn staged(&self, _job: Uuid, _contents: u64, _found: u64) {}
 
     fn outcome(&self, _member: Uuid) -> Option<MemberOutcome> {
