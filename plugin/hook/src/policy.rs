@@ -125,8 +125,12 @@ mod tests {
     #[test]
     fn the_administrators_example_is_valid() {
         let document = include_str!("../../../docs/operations.md");
-        let example = document.split("```toml\n").find(|text| text.starts_with("require_vmgang"));
-        let example = example.and_then(|text| text.split("```").next()).expect("an example");
+        let example = document
+            .split("```toml\n")
+            .find(|text| text.starts_with("require_vmgang"));
+        let example = example
+            .and_then(|text| text.split("```").next())
+            .expect("an example");
         let policy = policy(example).expect("valid");
         assert!(policy.lets_in("router") && !policy.lets_in("web1"));
     }

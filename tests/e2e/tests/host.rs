@@ -41,8 +41,13 @@ fn never_in_the_way(lab: &Lab) -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     boot_all(a, &[small("one")])?;
     // A domain whose XML is longer than a pipe holds: the hook leaves the rest unread.
-    let story = format!("<description>{}</description><devices>", "long ".repeat(40_000));
-    let xml = small("still").domain_xml()?.replacen("<devices>", &story, 1);
+    let story = format!(
+        "<description>{}</description><devices>",
+        "long ".repeat(40_000)
+    );
+    let xml = small("still")
+        .domain_xml()?
+        .replacen("<devices>", &story, 1);
     b.define_xml("still", &xml)?;
 
     start_and_stop(b, "still").context("with a daemon that is well")?;
@@ -95,28 +100,50 @@ fn announced(lab: &Lab) -> Result<()> {
     boot_all(a, &[small("one"), small("two")])?;
     for host in [a, b] {
         host.vmgangd().stop()?;
-        host.vmgangd().start_with(&[], &[("VMGANG_LOG", "info,vmgang_service=debug")])?;
+        host.vmgangd()
+            .start_with(&[], &[("VMGANG_LOG", "info,vmgang_service=debug")])?;
     }
     let by_hook = |host: &Host| {
-        host.vmgangd().log().matches("announced by libvirt's hook").count()
+        host.vmgangd()
+            .log()
+            .matches("announced by libvirt's hook")
+            .count()
     };
     let by_asking = |host: &Host| {
-        host.vmgangd().log().matches("libvirt says that it is arriving").count()
+        host.vmgangd()
+            .log()
+            .matches("libvirt says that it is arriving")
+            .count()
     };
     let domains = ["--domains", "one,two"];
     let migrate = |from: &Host, to: &Host| -> Result<()> {
-        vmgang(from, &[&["migrate", "--quiet"], &domains[..], &[&uri(to)]].concat())?.expect(0)?;
+        vmgang(
+            from,
+            &[&["migrate", "--quiet"], &domains[..], &[&uri(to)]].concat(),
+        )?
+        .expect(0)?;
         expect_running(to, &["one", "two"])?;
         expect_clean(to)
     };
     migrate(a, b)?;
-    ensure!((by_hook(b), by_asking(b)) == (2, 0), "{}", b.vmgangd().log());
-    ensure!(b.list_dir("/run/vmgang/expected")?.is_empty(), "nobody is on the way");
+    ensure!(
+        (by_hook(b), by_asking(b)) == (2, 0),
+        "{}",
+        b.vmgangd().log()
+    );
+    ensure!(
+        b.list_dir("/run/vmgang/expected")?.is_empty(),
+        "nobody is on the way"
+    );
 
     // A host on which the hook was not wanted.
     a.run(&["rm", HOOK])?;
     migrate(b, a)?;
-    ensure!((by_hook(a), by_asking(a)) == (0, 2), "{}", a.vmgangd().log());
+    ensure!(
+        (by_hook(a), by_asking(a)) == (0, 2),
+        "{}",
+        a.vmgangd().log()
+    );
     verify_all(a, &["one", "two"])
 }
 
@@ -133,7 +160,10 @@ fn policy(lab: &Lab) -> Result<()> {
         let ended = plain(from, to, guest)?.expect(1)?;
         ensure!(ended.stderr.contains(POLICY), "{ended:?}");
         expect_not_paused(from, &[guest])?;
-        ensure!(!to.domains()?.contains(&guest.to_owned()), "{guest} is there");
+        ensure!(
+            !to.domains()?.contains(&guest.to_owned()),
+            "{guest} is there"
+        );
         Ok(())
     };
     b.write_file(POLICY, "require_vmgang = true\nexcept = ['tw*']\n")?;
@@ -160,15 +190,23 @@ fn policy(lab: &Lab) -> Result<()> {
     })?;
     b.vmgangd().kill()?;
     Ended::from(migrating.wait_with_output()?).expect(1)?;
-    ensure!(!b.list_dir("/run/vmgang/expected")?.is_empty(), "it had no time");
-    wait_until("libvirt on b has cleaned up", || Ok(b.domains()?.is_empty()))?;
+    ensure!(
+        !b.list_dir("/run/vmgang/expected")?.is_empty(),
+        "it had no time"
+    );
+    wait_until("libvirt on b has cleaned up", || {
+        Ok(b.domains()?.is_empty())
+    })?;
     wait_until("libvirt on a has ended the job", || {
         Ok(a.virsh(&["domjobinfo", "one"])?.contains("None"))
     })?;
     lab.shape(None)?;
     refused(a, b, "one")?;
     b.vmgangd().start()?;
-    ensure!(b.list_dir("/run/vmgang/expected")?.is_empty(), "of an earlier daemon");
+    ensure!(
+        b.list_dir("/run/vmgang/expected")?.is_empty(),
+        "of an earlier daemon"
+    );
 
     // A policy with a mistake in it is the strictest, and the log says so.
     b.write_file(POLICY, "require_vmgang = flase\n")?;
