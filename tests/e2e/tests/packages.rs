@@ -24,6 +24,7 @@ const TOOLS: [&str; 9] = [
     "semodule-utils",
 ];
 
+const HOOK: &str = "/etc/libvirt/hooks/qemu.d/vmgang";
 const CONFIGURATION: &str = "/etc/vmgang/vmgang.toml";
 const SNIPPET: &str = "/etc/apparmor.d/abstractions/libvirt-qemu.d/vmgang";
 
@@ -149,7 +150,7 @@ fn is_installed(host: &Host) -> Result<()> {
     let mode = host.run(&["stat", "-c", "%a %U", "/run/vmgang"])?;
     ensure!(mode.trim() == "711 root", "/run/vmgang: {mode}");
     let conffiles = host.run(&["dpkg-query", "-W", "-f=${Conffiles}", "vmgang"])?;
-    for file in [CONFIGURATION, SNIPPET] {
+    for file in [CONFIGURATION, SNIPPET, HOOK] {
         ensure!(
             conffiles.contains(file),
             "{file} is no configuration file: {conffiles}"
@@ -335,6 +336,7 @@ fn rpm_has_the_same(host: &Host, packed: &BTreeSet<String>) -> Result<()> {
         "cp",
         "/usr/bin/vmgang",
         "/usr/sbin/vmgangd",
+        "/usr/sbin/vmgang-hook",
         "/root/prebuilt",
     ])?;
     let mut build = vec!["rpmbuild", "-bb", "--nodeps", spec];
