@@ -25,6 +25,8 @@ const TOOLS: [&str; 9] = [
 ];
 
 const HOOK: &str = "/etc/libvirt/hooks/qemu.d/vmgang";
+/// A user without rights.
+const READER: &str = "reader";
 const CONFIGURATION: &str = "/etc/vmgang/vmgang.toml";
 const SNIPPET: &str = "/etc/apparmor.d/abstractions/libvirt-qemu.d/vmgang";
 
@@ -45,6 +47,7 @@ fn packages_install_upgrade_and_leave_nothing() -> Result<()> {
         let package = "/root/vmgang.deb";
         host.write_file(package, fs::read(built()?)?)?;
         let newer = newer(host, package)?;
+        host.run(&["useradd", READER])?;
         let before = files(host)?;
 
         install(host, package)?;
@@ -102,7 +105,7 @@ fn newer(host: &Host, package: &str) -> Result<String> {
     Ok("/root/next.deb".to_owned())
 }
 
-/// All files of the host but those that dpkg and daemons write for themselves.
+/// All files of the host but those that dpkg, systemd's tools and daemons write for themselves.
 fn files(host: &Host) -> Result<BTreeSet<String>> {
     let found = host.run(&[
         "find",
@@ -125,6 +128,9 @@ fn files(host: &Host) -> Result<BTreeSet<String>> {
         "-not",
         "-path",
         "/run/libvirt*",
+        "-not",
+        "-path",
+        "/run/systemd*",
         "-not",
         "-path",
         "/var/lib/libvirt*",
@@ -170,9 +176,7 @@ fn is_installed(host: &Host) -> Result<()> {
 fn works(host: &Host) -> Result<()> {
     host.vmgangd().start()?;
     host.run(&["vmgang", "gang", "list"])?;
-    host.run(&["useradd", "reader"])?;
-    host.run(&["runuser", "-u", "reader", "--", "vmgang", "gang", "list"])?;
-    host.run(&["userdel", "reader"])?;
+    host.run(&["runuser", "-u", READER, "--", "vmgang", "gang", "list"])?;
     let version = host.run(&["vmgang", "--version"])?;
     let status = status(host)?;
     let (_, packaged) = status.split_once(' ').context("a version")?;
