@@ -47,6 +47,11 @@ pub enum Command {
     },
     /// Show ended jobs, or what became of one
     History(HistoryOptions),
+    /// Look for what would refuse a migration, and for what could be better
+    ///
+    /// Without a destination it looks at this host alone. Exit code 0: a migration would not be
+    /// refused; 1: it would be, or vmgangd could not look.
+    Doctor(DoctorOptions),
 }
 
 #[derive(Subcommand, Debug)]
@@ -294,6 +299,22 @@ pub struct HistoryOptions {
     pub json: bool,
 }
 
+#[derive(Args, Debug)]
+pub struct DoctorOptions {
+    /// A libvirt URI or host name, as for migrate
+    #[arg(value_name = "DESTURI")]
+    pub destination: Option<String>,
+    /// Look at this gang only [default: all gangs that run here]
+    #[arg(long)]
+    pub gang: Option<String>,
+    /// Where the destination's vmgangd listens [default: the destination's host, port 16520]
+    #[arg(long, value_name = "HOST:PORT", requires = "destination")]
+    pub peer: Option<String>,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +362,14 @@ mod tests {
                 .gang_and_destination()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn the_doctor_needs_no_destination_but_a_peer_does() {
+        assert!(parse("vmgang doctor").is_ok());
+        assert!(parse("vmgang doctor b --gang web --peer b:1 --json").is_ok());
+        let error = parse("vmgang doctor --peer b:1").expect_err("refused");
+        assert_eq!(error.exit_code(), 2);
     }
 
     #[test]

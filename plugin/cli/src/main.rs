@@ -3,6 +3,7 @@
 
 mod arguments;
 mod control;
+mod doctor;
 mod estimate;
 mod gang;
 mod heat_map;
@@ -54,6 +55,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Bandwidth { job, mib_per_s } => {
             control::bandwidth(&connection, &job, mib_per_s).await
         }
+        Command::Doctor(options) => doctor::run(&connection, options).await,
         Command::History(options) => history::history(&connection, options).await,
     }
 }

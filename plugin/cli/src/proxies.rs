@@ -44,6 +44,12 @@ pub trait Manager {
         destination: &str,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<String>;
+    #[zbus(allow_interactive_auth)]
+    fn diagnose(
+        &self,
+        destination: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<String>;
     fn list_stages(&self) -> zbus::Result<Vec<Dictionary>>;
     #[zbus(allow_interactive_auth)]
     fn abort_stage(&self, id: &str) -> zbus::Result<()>;

@@ -40,6 +40,33 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Columns that people's terminals have at least.
+const COLUMNS: usize = 80;
+
+/// A word in front, and the text beside it in lines that begin at column `indent`. A word that is too long
+/// for a line has one of its own.
+pub fn paragraph(front: &str, indent: usize, text: &str) -> String {
+    let mut lines = String::new();
+    let mut line = format!("{front:indent$}");
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        if !empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            lines.push_str(&line);
+            lines.push('\n');
+            line = " ".repeat(indent);
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    lines.push_str(line.trim_end());
+    lines.push('\n');
+    lines
+}
+
 /// Seconds since 1970 as UTC, to the minute.
 pub fn time(unix_s: u64) -> String {
     let time = i64::try_from(unix_s)
@@ -69,6 +96,17 @@ mod tests {
         assert_eq!(time(0), "1970-01-01 00:00 UTC");
         assert_eq!(time(951_827_696), "2000-02-29 12:34 UTC");
         assert_eq!(time(1_767_225_599), "2025-12-31 23:59 UTC");
+    }
+
+    #[test]
+    fn paragraphs_are_wrapped_beside_their_first_word() {
+        assert_eq!(paragraph("ok", 4, "a b"), "ok  a b\n");
+        let long = "x".repeat(90);
+        assert_eq!(paragraph("ok", 4, &long), format!("ok  {long}\n"));
+        let wrapped = paragraph("ok", 4, &"word ".repeat(20));
+        let lines: Vec<&str> = wrapped.lines().collect();
+        assert_eq!(lines.len(), 2, "{wrapped}");
+        assert!(lines[0].chars().count() <= 80 && lines[1].starts_with("    word"));
     }
 
     #[test]

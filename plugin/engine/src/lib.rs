@@ -10,6 +10,7 @@
 
 mod answers;
 mod buffers;
+mod certificate;
 mod channel_source;
 mod chunk;
 mod compression;
@@ -54,6 +55,7 @@ mod trial;
 mod workers;
 
 pub use answers::Recall;
+pub use certificate::CertificateFacts;
 pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};

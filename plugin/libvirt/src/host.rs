@@ -93,7 +93,7 @@ pub struct DomainQemu {
 #[derive(Clone)]
 pub struct Host {
     uri: String,
-    connect: Connect,
+    pub(crate) connect: Connect,
     /// Asked once a connection: to tell them libvirt looks at every QEMU there is, and starts
     /// each that it does not know yet, which takes a second or two. Only what libvirtd reads when
     /// it starts and never again may be taken from here.
@@ -296,24 +296,24 @@ impl Host {
             .map_err(host_error("read the version of libvirt"))
     }
 
+    /// The version of this host's QEMU, in the same way.
+    pub fn qemu_version(&self) -> Result<u32, LibvirtError> {
+        self.connect
+            .hyp_version()
+            .map_err(host_error("read the version of QEMU"))
+    }
+
     /// Whether migrations from here can be told the rate QEMU is to reckon with at the
     /// switchover ([`crate::MigrateOptions::switchover_mib_s`]).
     pub fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         let libvirt = self.libvirt_version()?;
-        let qemu = self
-            .connect
-            .hyp_version()
-            .map_err(host_error("read the version of QEMU"))?;
+        let qemu = self.qemu_version()?;
         Ok(libvirt >= SWITCHOVER_RATE_LIBVIRT && qemu >= SWITCHOVER_RATE_QEMU)
     }
 
     /// Whether QEMU here can go to post-copy with pages on several connections.
     pub fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
-        let qemu = self
-            .connect
-            .hyp_version()
-            .map_err(host_error("read the version of QEMU"))?;
-        Ok(qemu >= POST_COPY_PARALLEL_QEMU)
+        Ok(self.qemu_version()? >= POST_COPY_PARALLEL_QEMU)
     }
 
     /// Lets the migration that runs on the domain stop the guest for so long, in milliseconds.
@@ -409,7 +409,7 @@ fn name_of(domain: &Domain) -> String {
     domain.name().unwrap_or_else(|_| "(unnamed)".into())
 }
 
-fn host_error(action: &'static str) -> impl Fn(virt::error::Error) -> LibvirtError {
+pub(crate) fn host_error(action: &'static str) -> impl Fn(virt::error::Error) -> LibvirtError {
     move |error| LibvirtError::Host {
         action,
         failure: error.into(),

@@ -1,7 +1,7 @@
 //! What vmgang needs of libvirt, and nothing more: the only crate that names `virt`.
 //!
 //! Owns the connection, domain listing, gang membership metadata, the QEMU user of a
-//! domain or host, memory balloons, peer-to-peer migration over a unix socket, abort and job statistics.
+//! domain or host, their hardware, memory balloons, peer-to-peer migration over a unix socket, abort and job statistics.
 //! Must not know gangs as a job, peers, sockets or D-Bus.
 //!
 //! **Every call here blocks** until libvirtd answers, a migration for as long as it runs.
@@ -11,6 +11,7 @@
 mod balloon;
 mod error;
 mod event_loop;
+mod hardware;
 mod host;
 mod job_stats;
 mod metadata;
@@ -20,6 +21,7 @@ mod raw;
 
 pub use balloon::Balloon;
 pub use error::{Failure, LibvirtError};
+pub use hardware::{Fit, Hardware, Processor, Versions};
 pub use host::{DomainInfo, DomainQemu, DomainState, Host, ListedDomain};
 pub use job_stats::JobStats;
 pub use metadata::{METADATA_NAMESPACE, Membership, MetadataError};

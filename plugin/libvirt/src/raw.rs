@@ -7,6 +7,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::ptr;
 
+use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error;
 use virt_sys as sys;
@@ -47,6 +48,42 @@ pub(crate) fn abort_job(domain: &Domain) -> Result<(), Error> {
 pub(crate) fn start_post_copy(domain: &Domain) -> Result<(), Error> {
     // SAFETY: `domain` holds a reference on the pointer for the whole call.
     let status = unsafe { sys::virDomainMigrateStartPostCopy(domain.as_ptr(), 0) };
+    check(status)
+}
+
+/// Which QEMU a question about a host means: all as in a domain's XML.
+pub(crate) struct Emulation<'a> {
+    /// The host's own choice if it is not said.
+    pub(crate) emulator: Option<&'a CStr>,
+    pub(crate) arch: &'a CStr,
+    pub(crate) machine: &'a CStr,
+    pub(crate) virt_type: &'a CStr,
+}
+
+impl Emulation<'_> {
+    fn emulator(&self) -> *const c_char {
+        self.emulator.map_or(ptr::null(), CStr::as_ptr)
+    }
+}
+
+/// `virConnectCompareHypervisorCPU`; a processor that the host lacks is an error that says what is missing.
+pub(crate) fn compare_cpu(
+    connect: &Connect,
+    what: &Emulation<'_>,
+    cpu_xml: &CStr,
+) -> Result<(), Error> {
+    // SAFETY: the strings and the connection live across the call.
+    let status = unsafe {
+        sys::virConnectCompareHypervisorCPU(
+            connect.as_ptr(),
+            what.emulator(),
+            what.arch.as_ptr(),
+            what.machine.as_ptr(),
+            what.virt_type.as_ptr(),
+            cpu_xml.as_ptr(),
+            sys::VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE as c_uint,
+        )
+    };
     check(status)
 }
 

@@ -13,11 +13,12 @@ use vmgang_engine::{PageKey, Remains, Scanned, Transport, Workers};
 use vmgang_libvirt::{DomainInfo, Membership};
 
 use crate::balloon;
-use crate::config::WindowBudget;
+use crate::config::{TlsConfig, WindowBudget};
 use crate::destination::Destination;
 use crate::driver::Driver;
 use crate::error::ServiceError;
 use crate::estimate;
+use crate::examination::Examination;
 use crate::gangs;
 use crate::history::{History, Record};
 use crate::hypervisor::{Hypervisor, ask};
@@ -29,7 +30,7 @@ use crate::peers::Peers;
 use crate::preflight::Preflight;
 use crate::recall::Contents;
 use crate::report::{DomainOutcome, JobState, Report};
-use crate::request::{MigrateRequest, PrepareRequest};
+use crate::request::{DiagnoseRequest, MigrateRequest, PrepareRequest};
 use crate::scans::Scans;
 use crate::stages::{Stage, StageView, Stages};
 use crate::tunnel::{Session, Tunnel};
@@ -54,6 +55,8 @@ pub struct Parts {
     pub tunnel: Arc<dyn Tunnel>,
     pub transport: Arc<TransportSource>,
     pub libvirt_access: Arc<LibvirtAccess>,
+    /// Where its certificates are.
+    pub tls: TlsConfig,
     pub history: History,
     pub peers: Arc<Peers>,
     pub runtime_dir: std::path::PathBuf,
@@ -71,6 +74,7 @@ pub struct Coordinator {
     parts: Arc<Parts>,
     jobs: Arc<Jobs>,
     estimating: tokio::sync::Mutex<()>,
+    diagnosing: tokio::sync::Mutex<()>,
 }
 
 impl Coordinator {
@@ -101,6 +105,7 @@ impl Coordinator {
             parts: Arc::new(parts),
             jobs,
             estimating: tokio::sync::Mutex::default(),
+            diagnosing: tokio::sync::Mutex::default(),
         });
         for record in owed {
             coordinator.give_back_later(record);
@@ -133,6 +138,15 @@ impl Coordinator {
         // Each reads all of a gang's memory, as fast as it can.
         let _alone = self.estimating.lock().await;
         estimate::estimate(&self.parts, gang).await
+    }
+
+    /// Whether migrations would be refused, and what could be better, as one JSON object.
+    pub async fn diagnose(&self, request: DiagnoseRequest) -> String {
+        // Whoever may ask may not keep peers busy with many at once.
+        let _alone = self.diagnosing.lock().await;
+        let examination = Examination::new(&self.parts, &self.jobs, &request);
+        // Plain structs with string keys cannot fail to serialise.
+        serde_json::to_string(&examination.run().await).unwrap_or_default()
     }
 
     pub fn peers(&self) -> Vec<String> {

@@ -91,6 +91,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
         tunnel: Arc::new(Engine),
         transport,
         libvirt_access: Arc::new(libvirt_access),
+        tls: config.tls.clone(),
         history,
         peers: peers.clone(),
         runtime_dir: config.runtime_dir.clone(),

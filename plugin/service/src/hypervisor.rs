@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 use vmgang_libvirt::{
-    Balloon, DomainInfo, DomainQemu, Host, JobStats, LibvirtError, ListedDomain, Membership,
-    MigrateOptions, Migration, QemuUser,
+    Balloon, DomainInfo, DomainQemu, Fit, Hardware, Host, JobStats, LibvirtError, ListedDomain,
+    Membership, MigrateOptions, Migration, QemuUser, Versions,
 };
 
 use crate::error::ServiceError;
@@ -28,6 +28,14 @@ pub struct DestinationInfo {
     /// Of libvirt, as it numbers itself: a million for each major, a thousand for each minor version.
     pub libvirt_version: Option<u32>,
     pub domains: Vec<ListedDomain>,
+}
+
+/// What the doctor wants to know of the destination's libvirt.
+#[derive(Debug, Clone)]
+pub struct DestinationFit {
+    pub versions: Versions,
+    /// Whether it can run each hardware it was asked about.
+    pub fits: Vec<Fit>,
 }
 
 /// One host's libvirt.
@@ -80,6 +88,14 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn completed_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError>;
     /// Opens the destination's libvirt and looks around.
     fn inspect_destination(&self, uri: &str) -> Result<DestinationInfo, LibvirtError>;
+    fn versions(&self) -> Result<Versions, LibvirtError>;
+    fn hardware(&self, uuid: Uuid) -> Result<Hardware, LibvirtError>;
+    /// Opens the destination's libvirt and asks whether its QEMU can run these.
+    fn fit_destination(
+        &self,
+        uri: &str,
+        hardware: &[Hardware],
+    ) -> Result<DestinationFit, LibvirtError>;
     /// Starts migrating one domain in a thread of its own.
     fn migrate(
         &self,
@@ -251,6 +267,27 @@ impl Hypervisor for Libvirt {
             host_uuid: destination.uuid().ok(),
             libvirt_version: destination.libvirt_version().ok(),
             domains: destination.list()?,
+        })
+    }
+
+    fn versions(&self) -> Result<Versions, LibvirtError> {
+        self.host()?.versions()
+    }
+
+    fn hardware(&self, uuid: Uuid) -> Result<Hardware, LibvirtError> {
+        self.host()?.hardware(uuid)
+    }
+
+    fn fit_destination(
+        &self,
+        uri: &str,
+        hardware: &[Hardware],
+    ) -> Result<DestinationFit, LibvirtError> {
+        let destination = Host::open(uri)?;
+        let fits = hardware.iter().map(|hardware| destination.fits(hardware));
+        Ok(DestinationFit {
+            versions: destination.versions()?,
+            fits: fits.collect::<Result<_, _>>()?,
         })
     }
 

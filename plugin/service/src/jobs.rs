@@ -32,7 +32,35 @@ pub struct Reservation {
     domains: Vec<Uuid>,
 }
 
+impl Inner {
+    fn check_free(&self, gang: Option<&str>, domains: &[DomainInfo]) -> Result<(), ServiceError> {
+        if self.closing {
+            return Err(stopping());
+        }
+        if let Some(gang) = gang
+            && let Some(other) = self.gangs.get(gang)
+        {
+            return Err(busy(&format!("the gang '{gang}'"), other));
+        }
+        for domain in domains {
+            if let Some(other) = self.domains.get(&domain.uuid) {
+                return Err(busy(&format!("domain {}", domain.name), other));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Jobs {
+    /// Fails where [`Jobs::reserve`] would, and takes nothing.
+    pub fn check_reservable(
+        &self,
+        gang: Option<&str>,
+        domains: &[DomainInfo],
+    ) -> Result<(), ServiceError> {
+        self.lock().check_free(gang, domains)
+    }
+
     /// Takes the gang and the domains for one job, or says which job has them.
     pub fn reserve(
         self: &Arc<Self>,
@@ -41,19 +69,7 @@ impl Jobs {
         domains: &[DomainInfo],
     ) -> Result<Reservation, ServiceError> {
         let mut inner = self.lock();
-        if inner.closing {
-            return Err(stopping());
-        }
-        if let Some(gang) = gang
-            && let Some(other) = inner.gangs.get(gang)
-        {
-            return Err(busy(&format!("the gang '{gang}'"), other));
-        }
-        for domain in domains {
-            if let Some(other) = inner.domains.get(&domain.uuid) {
-                return Err(busy(&format!("domain {}", domain.name), other));
-            }
-        }
+        inner.check_free(gang, domains)?;
         let id = job.simple().to_string();
         if let Some(gang) = gang {
             inner.gangs.insert(gang.to_owned(), id.clone());

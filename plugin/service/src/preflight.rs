@@ -26,7 +26,7 @@ use crate::stages::Stage;
 use crate::tunnel::Opened;
 
 /// How long the destination's libvirt, or the peer, may take to answer.
-const REACH_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const REACH_TIMEOUT: Duration = Duration::from_secs(20);
 /// Questions about members that are under way together. A libvirt connection serves five calls
 /// at a time, and two are about the host.
 const LANES: usize = 3;
@@ -102,12 +102,9 @@ impl Preflight<'_> {
             *taken = Some(stage);
         }
         let window_offered_bytes = options.offer.window_budget_bytes;
-        let tunnel = self.parts.tunnel.clone();
         // Dropped, it breaks off what is not open yet.
         let mut connecting = JoinSet::new();
-        connecting.spawn(timeout(REACH_TIMEOUT, async move {
-            tunnel.connect(options).await
-        }));
+        connecting.spawn(self.connect(options));
 
         let room = async {
             let there = there.await?;
@@ -115,20 +112,13 @@ impl Preflight<'_> {
             check_room(self.request, self.members, &there, host_uuid.await.ok())
         };
         if let Err(problem) = room.await {
-            if let Some(Ok(Ok(Ok((session, _))))) = connecting.try_join_next() {
+            if let Some(Ok(Ok((session, _)))) = connecting.try_join_next() {
                 session.close().await;
             }
             return Err(problem);
         }
         let opened = match connecting.join_next().await {
-            Some(Ok(Ok(connected))) => connected?,
-            Some(Ok(Err(_))) => {
-                return Err(ServiceError::PeerUnreachable(format!(
-                    "vmgangd at {} did not answer within {} s; check that it runs there and that no firewall is in between",
-                    self.request.peer,
-                    REACH_TIMEOUT.as_secs()
-                )));
-            }
+            Some(Ok(connected)) => connected?,
             Some(Err(_)) | None => {
                 return Err(ServiceError::Internal(
                     "opening the session with the peer ended early; see the log of vmgangd".into(),
@@ -147,6 +137,53 @@ impl Preflight<'_> {
             balloons,
             taken: None,
         })
+    }
+
+    /// What the destination's libvirt alone has against the job.
+    pub(crate) async fn try_there(&self) -> Result<DestinationLibvirt, ServiceError> {
+        let access = &self.parts.libvirt_access;
+        let libvirt = access.reach(&self.request.destination, &self.request.peer)?;
+        let host_uuid = ask(&self.parts.hypervisor, |hypervisor| hypervisor.host_uuid());
+        let there = self.look_there(&libvirt).await?;
+        check_room(self.request, self.members, &there, host_uuid.await.ok())?;
+        Ok(libvirt)
+    }
+
+    /// What the peer alone has against the job, in a session that ends at once. Without members it is
+    /// asked about a guest that needs nothing.
+    pub(crate) async fn try_peer(&self) -> Result<(), ServiceError> {
+        let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
+        let here = self.look_here().await?;
+        let (mut options, _) = self.source_options(here, transport)?;
+        if options.offer.members.is_empty() {
+            options.offer.members.push(MemberOffer {
+                uuid: self.job,
+                name: String::new(),
+                memory_bytes: 0,
+                fixed_owner: None,
+            });
+            options.socket_owners.push(SocketOwner { uid: 0, gid: 0 });
+        }
+        let (session, _) = self.connect(options).await?;
+        session.close().await;
+        Ok(())
+    }
+
+    /// Opens the session with the peer.
+    fn connect(
+        &self,
+        options: SourceOptions,
+    ) -> impl Future<Output = Result<Opened, ServiceError>> + use<> {
+        let (tunnel, peer) = (self.parts.tunnel.clone(), self.request.peer.clone());
+        async move {
+            match timeout(REACH_TIMEOUT, tunnel.connect(options)).await {
+                Ok(connected) => Ok(connected?),
+                Err(_) => Err(ServiceError::PeerUnreachable(format!(
+                    "vmgangd at {peer} did not answer within {} s; check that it runs there and that no firewall is in between",
+                    REACH_TIMEOUT.as_secs()
+                ))),
+            }
+        }
     }
 
     /// What is known of the members' memory. Nothing is scanned for it. Begins at once.

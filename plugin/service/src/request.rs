@@ -6,8 +6,8 @@ use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
 use vmgang_engine::{PeerAddress, Techniques};
-use vmgang_libvirt::Membership;
-use zbus::OwnedVariant;
+use vmgang_libvirt::{DomainInfo, Membership};
+use zbus::{OwnedVariant, Variant};
 
 use crate::destination::Destination;
 use crate::error::ServiceError;
@@ -290,6 +290,89 @@ impl PrepareRequest {
     }
 }
 
+/// A checked request to the doctor.
+#[derive(Debug, Clone)]
+pub struct DiagnoseRequest {
+    /// `None`: all gangs.
+    pub gang: Option<String>,
+    /// `None`: this host alone is looked at.
+    pub target: Option<Target>,
+}
+
+/// The other host of a pair, as it was named.
+#[derive(Debug, Clone)]
+pub struct Target {
+    text: String,
+    peer_text: Option<String>,
+    pub destination: Destination,
+    pub peer: PeerAddress,
+}
+
+impl DiagnoseRequest {
+    /// An empty destination is none.
+    pub fn parse(
+        destination: &str,
+        options: HashMap<String, OwnedVariant>,
+    ) -> Result<DiagnoseRequest, ServiceError> {
+        let mut options = Options(options);
+        let gang = options.text("gang")?;
+        if let Some(gang) = &gang {
+            Membership::check_gang_name(gang).map_err(ServiceError::UnknownGang)?;
+        }
+        let peer_text = options.text("peer")?;
+        options.finish(&["gang", "peer"])?;
+        if destination.is_empty() {
+            return match peer_text {
+                None => Ok(DiagnoseRequest { gang, target: None }),
+                Some(_) => Err(ServiceError::InvalidOption(
+                    "the option peer says where the destination's vmgangd listens; name a destination, too".into(),
+                )),
+            };
+        }
+        let mut target = Target {
+            text: destination.to_owned(),
+            peer_text,
+            destination: Destination::parse(destination)
+                .map_err(ServiceError::InvalidDestination)?,
+            peer: PeerAddress {
+                host: String::new(),
+                port: 0,
+            },
+        };
+        let request = target.request_for(&[])?;
+        target.destination = request.destination;
+        target.peer = request.peer;
+        Ok(DiagnoseRequest {
+            gang,
+            target: Some(target),
+        })
+    }
+}
+
+impl Target {
+    /// The request that would migrate these domains to there; without any, all that run.
+    pub fn request_for(&self, members: &[DomainInfo]) -> Result<MigrateRequest, ServiceError> {
+        let uuids: Vec<String> = members
+            .iter()
+            .map(|member| member.uuid.to_string())
+            .collect();
+        let mut options = vec![match uuids.is_empty() {
+            true => ("all", Variant::from(true)),
+            false => ("domains", Variant::from(uuids)),
+        }];
+        if let Some(peer) = &self.peer_text {
+            options.push(("peer", Variant::from(peer.as_str())));
+        }
+        let mut owned = HashMap::new();
+        for (name, value) in options {
+            let value = OwnedVariant::try_from(value)
+                .map_err(|error| ServiceError::Internal(format!("an option is lost: {error}")))?;
+            owned.insert(name.to_owned(), value);
+        }
+        MigrateRequest::parse("", &self.text, owned)
+    }
+}
+
 fn peer(options: &mut Options, destination: &Destination) -> Result<PeerAddress, ServiceError> {
     match options.text("peer")? {
         Some(text) => text.parse().map_err(|error| {
@@ -401,8 +484,6 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use zbus::Variant;
-
     use super::*;
 
     fn options<const N: usize>(pairs: [(&str, Variant<'_>); N]) -> HashMap<String, OwnedVariant> {
@@ -470,6 +551,36 @@ mod tests {
         assert!(request.check_members(3).is_ok());
         let refused = request.check_members(4).expect_err("too many");
         assert!(refused.sentence().contains("together"), "{refused}");
+    }
+
+    #[test]
+    fn the_doctor_asks_as_a_migration_does() {
+        let alone = DiagnoseRequest::parse("", options([("gang", Variant::from("web"))]));
+        let alone = alone.expect("valid");
+        assert_eq!(alone.gang.as_deref(), Some("web"));
+        assert!(alone.target.is_none());
+        let pair = DiagnoseRequest::parse("b", options([("peer", Variant::from("c:7"))]));
+        let target = pair.expect("valid").target.expect("a target");
+        assert_eq!(target.destination.host, "b");
+        assert_eq!((target.peer.host.as_str(), target.peer.port), ("c", 7));
+        for (destination, option, named) in [
+            ("", ("peer", Variant::from("c:7")), "name a destination"),
+            ("b", ("peer", Variant::from("c:no")), "'c:no'"),
+            ("b", ("gang", Variant::from("a b")), "a b"),
+            (
+                "qemu:///system",
+                ("gang", Variant::from("web")),
+                "host part",
+            ),
+            (
+                "b",
+                ("timeout", Variant::from(5u64)),
+                "known are gang, peer",
+            ),
+        ] {
+            let error = DiagnoseRequest::parse(destination, options([option])).expect_err(named);
+            assert!(error.sentence().contains(named), "{error}");
+        }
     }
 
     #[test]

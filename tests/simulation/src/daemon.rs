@@ -18,7 +18,7 @@ use vmgang_engine::{
 };
 use vmgang_libvirt::QemuUser;
 use vmgang_service::announcements::Announcements;
-use vmgang_service::config::{RecallConfig, WindowBudget};
+use vmgang_service::config::{RecallConfig, TlsConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts};
 use vmgang_service::guests::{Guests, Opened};
 use vmgang_service::history::History;
@@ -123,6 +123,7 @@ impl SourceDaemon {
                 &directories.runtime,
                 Arc::new(|| Ok(Transport::Plain)),
             )?),
+            tls: TlsConfig::Off,
             history: History::open(&directories.state)?,
             peers: Arc::default(),
             runtime_dir: directories.runtime.clone(),

@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use uuid::Uuid;
 use vmgang_libvirt::{
-    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
-    ListedDomain, Membership, MigrateOptions, QemuUser,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, Fit, Hardware, JobStats,
+    LibvirtError, ListedDomain, Membership, MigrateOptions, QemuUser, Versions,
 };
-use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
+use vmgang_service::hypervisor::{DestinationFit, DestinationInfo, Hypervisor, Verdict};
 
 use crate::network::listen;
 use crate::qemu;
@@ -207,6 +207,22 @@ impl Hypervisor for Libvirt {
         Ok(JobStats {
             downtime_ms: (!self.on_source).then_some(5),
             ..JobStats::default()
+        })
+    }
+    fn versions(&self) -> Result<Versions, LibvirtError> {
+        Ok(Versions::default())
+    }
+    fn hardware(&self, _: Uuid) -> Result<Hardware, LibvirtError> {
+        Ok(Hardware::default())
+    }
+    fn fit_destination(
+        &self,
+        _: &str,
+        hardware: &[Hardware],
+    ) -> Result<DestinationFit, LibvirtError> {
+        Ok(DestinationFit {
+            versions: Versions::default(),
+            fits: vec![Fit::Fits; hardware.len()],
         })
     }
     fn inspect_destination(&self, _: &str) -> Result<DestinationInfo, LibvirtError> {

@@ -13,7 +13,7 @@ use super::{job_path, publish};
 use crate::coordinator::Coordinator;
 use crate::error::ServiceError;
 use crate::gangs;
-use crate::request::{MigrateRequest, PrepareRequest};
+use crate::request::{DiagnoseRequest, MigrateRequest, PrepareRequest};
 use crate::stages::StageView;
 
 /// name, running members, all members
@@ -149,6 +149,30 @@ impl Manager {
         check(connection, &header, Permission::Migrate).await?;
         let request = PrepareRequest::parse(&gang, &destination, options)?;
         self.coordinator.prepare(request).await
+    }
+
+    /// Looks at this host and, if a destination is named, at the pair: whether a migration would be
+    /// refused, and what could be better, as one JSON object. Tries what a migration tries before it
+    /// begins, and changes nothing. Options: gang (s; all gangs unless said); peer (s, HOST:PORT of
+    /// the other vmgangd).
+    ///
+    /// With a destination it needs leave to migrate, because it opens that URI as root does.
+    #[zbus(out_args("diagnosis"))]
+    async fn diagnose(
+        &self,
+        destination: String,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, ServiceError> {
+        // A libvirt URI can name a program to be run.
+        let permission = match destination.is_empty() {
+            true => Permission::Read,
+            false => Permission::Migrate,
+        };
+        check(connection, &header, permission).await?;
+        let request = DiagnoseRequest::parse(&destination, options)?;
+        Ok(self.coordinator.diagnose(request).await)
     }
 
     /// The stages that this host fills, and then those that it holds for others: id (s), direction

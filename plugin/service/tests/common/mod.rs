@@ -17,15 +17,15 @@ use vmgang_engine::{
     SourceOptions, Transport, Workers,
 };
 use vmgang_libvirt::{
-    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
-    ListedDomain, Membership, MigrateOptions, QemuUser,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, Fit, Hardware, JobStats,
+    LibvirtError, ListedDomain, Membership, MigrateOptions, QemuUser, Versions,
 };
 use vmgang_service::bus;
-use vmgang_service::config::{RecallConfig, WindowBudget};
+use vmgang_service::config::{RecallConfig, TlsConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts, TransportSource};
 use vmgang_service::guests::{self, GuestRam, Guests};
 use vmgang_service::history::History;
-use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
+use vmgang_service::hypervisor::{DestinationFit, DestinationInfo, Hypervisor, Verdict};
 use vmgang_service::libvirt_access::LibvirtAccess;
 use vmgang_service::peers::Peers;
 use vmgang_service::recall::Contents;
@@ -105,6 +105,11 @@ pub struct Fake {
     /// What the destination's libvirt lists.
     pub there: Vec<ListedDomain>,
     pub libvirt_there: Option<u32>,
+    /// Hardware of domains by name, and whether the destination can run any of it.
+    pub hardware: HashMap<String, Hardware>,
+    pub fit: Fit,
+    pub versions: Versions,
+    pub versions_there: Versions,
     /// And what has migrated to it.
     arrived: Arc<Mutex<Vec<ListedDomain>>>,
     /// The page window of the newest offer.
@@ -169,6 +174,16 @@ impl Fake {
             available_bytes: 64 << 30,
             there: Vec::new(),
             libvirt_there: Some(11_002_000),
+            hardware: HashMap::new(),
+            fit: Fit::Fits,
+            versions: Versions {
+                libvirt: 11_002_000,
+                qemu: 10_000_000,
+            },
+            versions_there: Versions {
+                libvirt: 11_002_000,
+                qemu: 10_000_000,
+            },
             arrived: Arc::default(),
             window_offered: Arc::default(),
             answers_after_call: false,
@@ -333,6 +348,23 @@ impl Hypervisor for Fake {
         Ok(JobStats {
             iterations: Some(4),
             ..JobStats::default()
+        })
+    }
+    fn versions(&self) -> Result<Versions, LibvirtError> {
+        Ok(self.versions)
+    }
+    fn hardware(&self, uuid: Uuid) -> Result<Hardware, LibvirtError> {
+        let name = self.domain(uuid)?.name;
+        Ok(self.hardware.get(&name).cloned().unwrap_or_default())
+    }
+    fn fit_destination(
+        &self,
+        _: &str,
+        hardware: &[Hardware],
+    ) -> Result<DestinationFit, LibvirtError> {
+        Ok(DestinationFit {
+            versions: self.versions_there,
+            fits: vec![self.fit.clone(); hardware.len()],
         })
     }
     fn inspect_destination(&self, uri: &str) -> Result<DestinationInfo, LibvirtError> {
@@ -777,6 +809,7 @@ impl Rig {
             libvirt_access: Arc::new(
                 LibvirtAccess::new(state_dir.path(), transport).expect("a directory"),
             ),
+            tls: TlsConfig::Off,
             history: History::open(state_dir.path()).expect("opens"),
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),

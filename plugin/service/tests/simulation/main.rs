@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmgang_engine::{Transport, Workers};
-use vmgang_service::config::{RecallConfig, WindowBudget};
+use vmgang_service::config::{RecallConfig, TlsConfig, WindowBudget};
 use vmgang_service::coordinator::{Coordinator, Parts};
 use vmgang_service::history::History;
 use vmgang_service::job::{Control, Job};
@@ -127,6 +127,7 @@ fn run_with(seed: u64, workers: Workers) -> Shown {
                 LibvirtAccess::new(state_dir.path(), Arc::new(|| Ok(Transport::Plain)))
                     .expect("a directory"),
             ),
+            tls: TlsConfig::Off,
             history: History::open(state_dir.path()).expect("opens"),
             peers: Arc::new(Peers::default()),
             runtime_dir: state_dir.path().to_owned(),

@@ -16,11 +16,11 @@ use vmgang_engine::{
     SourceOptions,
 };
 use vmgang_libvirt::{
-    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, JobStats, LibvirtError,
-    ListedDomain, Membership, MigrateOptions, QemuUser,
+    Balloon, DomainInfo, DomainQemu, DomainQemuUser, DomainState, Failure, Fit, Hardware, JobStats,
+    LibvirtError, ListedDomain, Membership, MigrateOptions, QemuUser, Versions,
 };
 use vmgang_service::guests::{Guests, Opened as OpenedGuest};
-use vmgang_service::hypervisor::{DestinationInfo, Hypervisor, Verdict};
+use vmgang_service::hypervisor::{DestinationFit, DestinationInfo, Hypervisor, Verdict};
 use vmgang_service::policy::{OnFailure, Policy};
 use vmgang_service::report::{DomainOutcome, JobState, Report};
 use vmgang_service::tunnel::{BoxFuture, OfferContents, Opened, Session, Tunnel};
@@ -519,6 +519,22 @@ impl Hypervisor for SimHypervisor {
     }
     fn completed_job(&self, _: Uuid) -> Result<JobStats, LibvirtError> {
         Ok(JobStats::default())
+    }
+    fn versions(&self) -> Result<Versions, LibvirtError> {
+        Ok(Versions::default())
+    }
+    fn hardware(&self, _: Uuid) -> Result<Hardware, LibvirtError> {
+        Ok(Hardware::default())
+    }
+    fn fit_destination(
+        &self,
+        _: &str,
+        hardware: &[Hardware],
+    ) -> Result<DestinationFit, LibvirtError> {
+        Ok(DestinationFit {
+            versions: Versions::default(),
+            fits: vec![Fit::Fits; hardware.len()],
+        })
     }
     fn inspect_destination(&self, _: &str) -> Result<DestinationInfo, LibvirtError> {
         let state = self.0.lock();
