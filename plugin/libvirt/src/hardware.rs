@@ -33,6 +33,8 @@ pub struct Hardware {
     pub machine: String,
     pub emulator: Option<String>,
     pub processor: Processor,
+    /// libvirt compares the processor before it starts a guest (`check` is not `none`).
+    pub checked: bool,
     /// The element `<cpu>`, as it stands.
     pub cpu_xml: Option<String>,
     /// Its memory is a shared memfd or file, which others can map.
@@ -45,7 +47,9 @@ pub struct Hardware {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
     Fits,
-    /// libvirt's own words: the features that are missing, or the machine.
+    /// It has no such QEMU or machine, in libvirt's own words.
+    NoMachine(String),
+    /// Its processor lacks features, or the model is not known there.
     Lacks(String),
     /// libvirt there cannot tell, and why.
     Unknown(String),
@@ -116,6 +120,7 @@ impl Hardware {
                 .and_then(|node| node.text())
                 .map(|text| text.trim().to_owned()),
             processor,
+            checked: cpu.and_then(|cpu| cpu.attribute("check")) != Some("none"),
             cpu_xml: child(domain, "cpu").map(|range| domain_xml[range].to_owned()),
             shared_memory: shared && backing("source", "type", &["memfd", "file"]),
             host_devices: host_devices
@@ -159,16 +164,6 @@ impl Host {
             machine: &machine,
             virt_type: &virt_type,
         };
-        let answered = |error: virt::error::Error| match error.code().to_raw() {
-            sys::VIR_ERR_CPU_INCOMPATIBLE
-            | sys::VIR_ERR_CONFIG_UNSUPPORTED
-            | sys::VIR_ERR_INVALID_ARG => Ok(Fit::Lacks(error.message().to_owned())),
-            // Of this kind of domain it knows no processor, or it knows no such question.
-            sys::VIR_ERR_OPERATION_UNSUPPORTED
-            | sys::VIR_ERR_NO_SUPPORT
-            | sys::VIR_ERR_INTERNAL_ERROR => Ok(Fit::Unknown(error.message().to_owned())),
-            _ => Err(host_error("compare processors")(error)),
-        };
         let machine_there = self.connect.domain_capabilities(
             hardware.emulator.as_deref(),
             Some(&hardware.arch),
@@ -177,7 +172,11 @@ impl Host {
             0,
         );
         if let Err(error) = machine_there {
-            return answered(error);
+            let refused = || Fit::NoMachine(error.message().to_owned());
+            return match error.domain().to_raw() {
+                sys::VIR_FROM_RPC => Err(host_error("look for the machine")(error)),
+                _ => Ok(refused()),
+            };
         }
         let cpu = match (&hardware.cpu_xml, hardware.processor) {
             (Some(cpu), Processor::Model) => c_string("a processor", cpu)?,
@@ -185,7 +184,16 @@ impl Host {
         };
         match raw::compare_cpu(&self.connect, &place, &cpu) {
             Ok(()) => Ok(Fit::Fits),
-            Err(error) => answered(error),
+            Err(error) if error.domain().to_raw() == sys::VIR_FROM_RPC => {
+                Err(host_error("compare processors")(error))
+            }
+            // Of some kinds of domain it knows no processor, or it knows no such question.
+            Err(error) => Ok(match error.code().to_raw() {
+                sys::VIR_ERR_OPERATION_UNSUPPORTED | sys::VIR_ERR_NO_SUPPORT => {
+                    Fit::Unknown(error.message().to_owned())
+                }
+                _ => Fit::Lacks(error.message().to_owned()),
+            }),
         }
     }
 }
@@ -212,6 +220,7 @@ mod tests {
                 machine: "pc-q35-7.2".into(),
                 emulator: Some("/usr/bin/qemu-system-x86_64".into()),
                 processor: Processor::Model,
+                checked: true,
                 cpu_xml: Some(
                     "<cpu mode='custom' match='exact' check='full'><model fallback='forbid'>qemu64</model></cpu>"
                         .into()
@@ -256,5 +265,11 @@ mod tests {
             processor("<cpu><model>Haswell</model></cpu>"),
             Processor::Model
         );
+        let checked = |cpu: &str| {
+            let xml = format!("<domain>{cpu}</domain>");
+            Hardware::parse(&xml).expect("parses").checked
+        };
+        assert!(checked("<cpu check='full'/>") && checked(""));
+        assert!(!checked("<cpu check='none'/>"));
     }
 }

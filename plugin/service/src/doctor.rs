@@ -419,14 +419,27 @@ pub(crate) fn devices(name: &str, hardware: &Hardware) -> Option<Finding> {
 /// Whether the destination has a member's machine and processor.
 pub(crate) fn cpu(name: &str, hardware: &Hardware, fit: &Fit, destination: &str) -> Finding {
     match fit {
-        Fit::Lacks(why) => Finding::new(
+        Fit::NoMachine(why) => Finding::new(
             Check::Cpu,
             Level::Refused,
             name,
             format!(
-                "{destination} cannot run it with machine {} and the processor it has: {why}",
+                "{destination} cannot run its machine {}: {why}",
                 hardware.machine
             ),
+            format!(
+                "install a QEMU there that has it (`virsh domcapabilities` tells), or give it a machine type that both hosts have with `virsh edit {name}` and restart it"
+            ),
+        ),
+        Fit::Lacks(why) => Finding::new(
+            Check::Cpu,
+            // With check='none' libvirt starts it all the same.
+            match hardware.checked {
+                true => Level::Refused,
+                false => Level::Warning,
+            },
+            name,
+            format!("{destination} lacks what its processor has: {why}"),
             format!(
                 "give it a processor model that both hosts have (`virsh hypervisor-cpu-baseline`) with `virsh edit {name}`, and restart it; or choose another destination"
             ),

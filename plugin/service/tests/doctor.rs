@@ -46,6 +46,7 @@ fn healthy(names: &[(&str, Script)]) -> Fake {
             .expect("set");
         let hardware = Hardware {
             shared_memory: true,
+            checked: true,
             ..Hardware::default()
         };
         fake.hardware.insert(domain.name, hardware);

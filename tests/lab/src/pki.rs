@@ -2,6 +2,8 @@
 //!
 //! Certificates go to libvirt's default paths, which vmgangd uses as well.
 
+use std::time::{Duration, SystemTime};
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
@@ -34,6 +36,8 @@ pub struct CertificateRequest {
     pub address: Option<String>,
     /// Valid in the past only.
     pub expired: bool,
+    /// Expires so many days from now, and not in a hundred years.
+    pub days_left: Option<u32>,
 }
 
 impl Authority {
@@ -80,10 +84,12 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         parameters.not_before = date_time_ymd(2020, 1, 1);
-        parameters.not_after = if request.expired {
-            date_time_ymd(2021, 1, 1)
-        } else {
-            date_time_ymd(2120, 1, 1)
+        parameters.not_after = match request.days_left {
+            _ if request.expired => date_time_ymd(2021, 1, 1),
+            Some(days) => {
+                (SystemTime::now() + Duration::from_secs(u64::from(days) * 86_400)).into()
+            }
+            None => date_time_ymd(2120, 1, 1),
         };
         let key = KeyPair::generate()?;
         let certificate = parameters.signed_by(&key, &self.issuer)?;
@@ -101,6 +107,7 @@ impl CertificateRequest {
             host_name: host.name().to_owned(),
             address: Some(host.address().to_owned()),
             expired: false,
+            days_left: None,
         }
     }
 }
@@ -134,6 +141,7 @@ mod tests {
             host_name: "a".to_owned(),
             address: Some("10.77.0.1".to_owned()),
             expired: true,
+            days_left: None,
         };
         let issued = authority.issue(&request).expect("a certificate");
         assert!(issued.certificate.starts_with("-----BEGIN CERTIFICATE"));

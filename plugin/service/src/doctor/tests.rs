@@ -124,8 +124,16 @@ fn members_by_their_hardware() {
 #[test]
 fn a_processor_that_is_not_there_is_refused() {
     let judge = |hardware: &Hardware, fit| cpu("a", hardware, &fit, "b").level;
-    let model = Hardware::default();
-    assert_eq!(judge(&model, Fit::Lacks("avx512f".into())), Level::Refused);
+    let model = Hardware {
+        checked: true,
+        ..Hardware::default()
+    };
+    let unchecked = Hardware::default();
+    let missing = || Fit::Lacks("avx512f".into());
+    assert_eq!(judge(&unchecked, missing()), Level::Warning);
+    let no_machine = Fit::NoMachine("?".into());
+    assert_eq!(judge(&unchecked, no_machine), Level::Refused);
+    assert_eq!(judge(&model, missing()), Level::Refused);
     assert_eq!(judge(&model, Fit::Unknown("?".into())), Level::Advice);
     assert_eq!(judge(&model, Fit::Fits), Level::Ok);
     let passed = Hardware {
