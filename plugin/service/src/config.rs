@@ -34,6 +34,27 @@ pub struct Config {
     pub connections: Connections,
     pub scan: ScanConfig,
     pub recall: RecallConfig,
+    pub metrics_file: MetricsFile,
+}
+
+/// Where figures for monitoring are written; an empty path is nowhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MetricsFile(pub Option<PathBuf>);
+
+impl<'de> Deserialize<'de> for MetricsFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let path = PathBuf::deserialize(deserializer)?;
+        if path.as_os_str().is_empty() {
+            return Ok(MetricsFile(None));
+        }
+        if !path.is_absolute() || path.extension().is_none_or(|ending| ending != "prom") {
+            return Err(de::Error::custom(format!(
+                "metrics_file '{}' is not an absolute path that ends in .prom, which is what node_exporter reads",
+                path.display()
+            )));
+        }
+        Ok(MetricsFile(Some(path)))
+    }
 }
 
 /// How the members of gangs are scanned from time to time.
@@ -126,6 +147,7 @@ impl Default for Config {
             connections: Connections::default(),
             scan: ScanConfig::default(),
             recall: RecallConfig::default(),
+            metrics_file: MetricsFile::default(),
         }
     }
 }
@@ -473,7 +495,7 @@ mod tests {
             "listen = '192.0.2.1:1'\nruntime_dir = '/r'\nstate_dir = '/s'\n\
              libvirt_uri = 'qemu:///session'\nallow_peers = ['*.example.org']\n\
              allow_libvirt = ['a.example.org']\nlibvirt_sockets = ['/l']\n\
-             window_budget = '2GiB'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n\
+             window_budget = '2GiB'\nmetrics_file = '/m/v.prom'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n\
              [scan]\ninterval_s = 0\nprocessor_percent = 100\n\
              [recall]\nresidents = false\ncheckpoint_budget = '1GiB'\ncheckpoint_s = 5\n",
         )
@@ -485,6 +507,10 @@ mod tests {
         assert_eq!(config.workers, three);
         let most = Connections(NonZeroUsize::new(16).expect("sixteen"));
         assert_eq!(config.connections, most);
+        assert_eq!(
+            config.metrics_file.0.as_deref(),
+            Some(Path::new("/m/v.prom"))
+        );
         assert_eq!(config.scan.interval(), None);
         assert_eq!(config.scan.processor_percent, 100);
         assert!(!config.recall.residents && config.recall.checkpoints);
@@ -521,6 +547,8 @@ mod tests {
             ("\nwindow_budget = '2GB'", "2GB"),
             ("\nwindow_budget = '1MiB'", "at least 64MiB"),
             ("\nwindow_budget = -1", "at least 64MiB"),
+            ("\nmetrics_file = 'v.prom'", "absolute path"),
+            ("\nmetrics_file = '/m/v.txt'", "ends in .prom"),
             ("\nworkers = 0", "1 to 1024"),
             ("\nworkers = 'many'", "auto"),
             ("\nconnections = 0", "1 to 16"),

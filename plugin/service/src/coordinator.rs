@@ -75,6 +75,8 @@ pub struct Coordinator {
     jobs: Arc<Jobs>,
     estimating: tokio::sync::Mutex<()>,
     diagnosing: tokio::sync::Mutex<()>,
+    /// Rings when a job has ended.
+    ended: tokio::sync::Notify,
 }
 
 impl Coordinator {
@@ -106,6 +108,7 @@ impl Coordinator {
             jobs,
             estimating: tokio::sync::Mutex::default(),
             diagnosing: tokio::sync::Mutex::default(),
+            ended: tokio::sync::Notify::new(),
         });
         for record in owed {
             coordinator.give_back_later(record);
@@ -370,6 +373,7 @@ impl Coordinator {
                 }
                 view.report = Some(report);
             });
+            coordinator.ended.notify_one();
         });
         Ok(started)
     }
@@ -454,6 +458,11 @@ impl Coordinator {
             self.jobs.remove(id);
         }
         removed
+    }
+
+    /// Waits until a job has ended since this was last waited for. One task may do so.
+    pub async fn job_ended(&self) {
+        self.ended.notified().await;
     }
 
     /// Whether a job is under way.

@@ -23,6 +23,7 @@ use crate::history::History;
 use crate::hypervisor::{Hypervisor, Libvirt, ask};
 use crate::libvirt_access::LibvirtAccess;
 use crate::memory;
+use crate::metrics;
 use crate::peers::{Admittance, Peers};
 use crate::recall::Contents;
 use crate::scans::Scans;
@@ -128,6 +129,9 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     let look = move || {
         let _ = (jobs.is_busy(), arriving.is_busy());
     };
+    if let Some(file) = config.metrics_file.0.clone() {
+        tokio::spawn(metrics::run(file, coordinator.clone(), admittance.clone()));
+    }
     let (stop, stopping) = watch::channel(false);
     let listening = match certificates.for_listener() {
         Ok(transports) => {

@@ -21,6 +21,7 @@ use crate::error::ServiceError;
 use crate::gangs;
 use crate::hypervisor::{DestinationFit, ask};
 use crate::jobs::Jobs;
+use crate::libvirt_access::DestinationLibvirt;
 use crate::preflight::{Preflight, REACH_TIMEOUT};
 use crate::request::{DiagnoseRequest, Selection, Target};
 use crate::scans::unix_seconds;
@@ -93,7 +94,7 @@ impl<'a> Examination<'a> {
         let diagnosis = Diagnosis {
             ready: false,
             host: self.host,
-            destination: target.map(|target| target.destination.uri.clone()),
+            destination: target.map(|target| target.destination.name.clone()),
             peer: target.map(|target| target.peer.to_string()),
             gangs: groups.into_iter().filter_map(|group| group.gang).collect(),
             findings: self.findings,
@@ -317,7 +318,8 @@ impl<'a> Examination<'a> {
         let subject = group.subject();
         let (there, peer) = match tried {
             Ok(ready) => {
-                self.look_at_fit(target, group, machines).await;
+                self.look_at_fit(target, &ready.libvirt, group, machines)
+                    .await;
                 ready.opened.0.close().await;
                 (Ok(()), Ok(()))
             }
@@ -328,16 +330,16 @@ impl<'a> Examination<'a> {
                     self.findings.push(doctor::refusal(about, error));
                 }
                 let both = tokio::join!(preflight.try_there(), preflight.try_peer());
-                if both.0.is_ok() {
-                    self.look_at_fit(target, group, machines).await;
+                if let Ok(libvirt) = &both.0 {
+                    self.look_at_fit(target, libvirt, group, machines).await;
                 }
-                both
+                (both.0.map(drop), both.1)
             }
         };
         match there {
             Ok(()) => self.findings.push(Finding::ok(
                 Check::Destination,
-                &target.destination.uri,
+                &target.destination.name,
                 format!("libvirt there answers, and nothing there is in the way of {subject}"),
             )),
             Err(error) => {
@@ -366,8 +368,14 @@ impl<'a> Examination<'a> {
     }
 
     /// Versions, machines and processors there.
-    async fn look_at_fit(&mut self, target: &Target, group: &Group, machines: &[Machine]) {
-        let uri = target.destination.uri.clone();
+    async fn look_at_fit(
+        &mut self,
+        target: &Target,
+        libvirt: &DestinationLibvirt,
+        group: &Group,
+        machines: &[Machine],
+    ) {
+        let uri = libvirt.uri().to_owned();
         let mine: Vec<&Machine> = machines
             .iter()
             .filter(|machine| {
@@ -392,7 +400,7 @@ impl<'a> Examination<'a> {
         let (here, DestinationFit { versions, fits }) = match timeout(REACH_TIMEOUT, there).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                let finding = doctor::refusal(&target.destination.uri, &error);
+                let finding = doctor::refusal(&target.destination.name, &error);
                 self.findings.push(Finding {
                     level: Level::Warning,
                     ..finding
@@ -403,7 +411,7 @@ impl<'a> Examination<'a> {
                 self.findings.push(Finding::new(
                     Check::Cpu,
                     Level::Warning,
-                    &target.destination.uri,
+                    &target.destination.name,
                     "libvirt there does not tell in time what its QEMU can do",
                     "run the doctor again: a new QEMU takes libvirt some seconds once",
                 ));
@@ -427,7 +435,7 @@ impl<'a> Examination<'a> {
 fn about<'b>(error: &ServiceError, group: &'b str, target: &'b Target) -> &'b str {
     match error {
         ServiceError::DestinationUnreachable(_) | ServiceError::InvalidDestination(_) => {
-            &target.destination.uri
+            &target.destination.name
         }
         ServiceError::PeerUnreachable(_)
         | ServiceError::PeerRefused(_)

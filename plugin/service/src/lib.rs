@@ -38,6 +38,7 @@ pub mod jobs;
 pub mod journal;
 pub mod libvirt_access;
 pub mod memory;
+pub mod metrics;
 mod outcome;
 pub mod peers;
 pub mod policy;

@@ -13,6 +13,16 @@ pub fn available_bytes() -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no MemAvailable in kB"))
 }
 
+/// Bytes of this process that are in memory.
+pub fn resident_bytes() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    let page_bytes = rustix::param::page_size() as u64;
+    pages
+        .and_then(|pages: u64| pages.checked_mul(page_bytes))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no resident pages"))
+}
+
 /// Blocks from here on have memory of their own, which is given back when they are freed.
 const OWN_MEMORY_BYTES: i32 = 1 << 20;
 /// Free memory at the end of a heap stays up to this; there is a heap for every other thread.

@@ -20,6 +20,7 @@ use crate::budget;
 use crate::config::{WINDOW_BUDGET_MIN_BYTES, WindowBudget};
 use crate::hypervisor::Hypervisor;
 use crate::memory::AvailableMemory;
+use crate::metrics::Incoming;
 use crate::recall::Contents;
 use crate::stages::Stages;
 
@@ -191,6 +192,17 @@ impl Admittance {
         {
             // Without a policy it makes no difference; with one the hook refuses, and says why.
             tracing::warn!(job = %offer.job.simple(), %error, "cannot tell libvirt's hook who is coming");
+        }
+    }
+
+    /// What is promised to sessions that are open now.
+    pub fn promised(&self) -> Incoming {
+        let sessions = self.sessions();
+        Incoming {
+            sessions: sessions.len(),
+            window_bytes: sessions.values().fold(0, |sum: u64, session| {
+                sum.saturating_add(session.window_bytes)
+            }),
         }
     }
 
