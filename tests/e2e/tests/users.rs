@@ -18,11 +18,14 @@ const BOB: &str = "bob";
 const MALLORY: &str = "mallory";
 
 /// Interface, method, the action it needs, and how `busctl` calls it.
-const METHODS: [(&str, &str, &str, &[&str]); 13] = [
+const METHODS: [(&str, &str, &str, &[&str]); 15] = [
     ("Manager1", "ListGangs", "read", &[]),
     ("Manager1", "GetGang", "read", &["s", "web"]),
     ("Manager1", "ListStages", "read", &[]),
     ("Manager1", "ListJobs", "read", &[]),
+    ("Manager1", "Diagnose", "read", &["sa{sv}", "", "0"]),
+    // A URI can name a program to be run.
+    ("Manager1", "Diagnose", "migrate", &["sa{sv}", "b", "0"]),
     (
         "Manager1",
         "AddToGang",
