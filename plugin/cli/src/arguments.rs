@@ -131,7 +131,8 @@ fn duration(text: &str) -> Result<Duration, String> {
                       vmgang migrate [OPTIONS] --all DESTURI"
 )]
 pub struct MigrateOptions {
-    /// The gang (not with --domains or --all), then the destination: a libvirt URI or host name
+    /// The gang (not with --domains or --all), then the destination: a libvirt URI, or a host name alone,
+    /// whose libvirt is then reached over its vmgangd
     #[arg(required = true, num_args = 1..=2, value_names = ["GANG", "DESTURI"])]
     pub targets: Vec<String>,
     /// Migrate these domains instead of a gang
