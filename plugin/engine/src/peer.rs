@@ -3,7 +3,7 @@
 //! Must not: know frames or sessions.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
@@ -152,6 +152,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         result
     }
 
+    /// TLS has one try to send why it breaks off, which may be the second of two pieces.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+        if let Poll::Ready(Ok(written)) = result {
+            self.bytes.fetch_add(written as u64, Relaxed);
+        }
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
@@ -164,6 +181,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn several_pieces_leave_at_once_and_are_counted() {
+        use tokio::io::AsyncWriteExt;
+        let (near, _far) = tokio::io::duplex(64);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let mut counted = Counted::new(near, bytes.clone());
+        assert!(counted.is_write_vectored());
+        let pieces = [IoSlice::new(b"why"), IoSlice::new(b" not")];
+        assert_eq!(counted.write_vectored(&pieces).await.unwrap(), 7);
+        assert_eq!(bytes.load(Relaxed), 7);
+    }
 
     #[test]
     fn addresses_read() {

@@ -28,6 +28,7 @@ type Sockets = Arc<Mutex<HashMap<PeerAddress, Weak<Socket>>>>;
 
 /// Makes destinations' libvirts reachable.
 pub struct LibvirtAccess {
+    runtime_dir: PathBuf,
     directory: PathBuf,
     transport: Arc<TransportSource>,
     sockets: Sockets,
@@ -71,6 +72,7 @@ impl LibvirtAccess {
             _ => {}
         }
         Ok(Self {
+            runtime_dir: runtime_dir.to_owned(),
             directory,
             transport,
             sockets: Sockets::default(),
@@ -132,11 +134,11 @@ impl LibvirtAccess {
     }
 
     fn listen(&self, peer: &PeerAddress, path: PathBuf) -> io::Result<Arc<Socket>> {
+        // QEMU's user has to walk through the one above.
         let mut builder = fs::DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.directory)?;
+        builder.recursive(true);
+        builder.mode(0o711).create(&self.runtime_dir)?;
+        builder.mode(0o700).create(&self.directory)?;
         // It may be there, and the umask is anybody's.
         fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700))?;
         match fs::remove_file(&path) {
@@ -289,21 +291,23 @@ mod tests {
     #[tokio::test]
     async fn a_uri_is_used_as_it_is_and_a_host_gets_a_socket_that_goes_with_its_last_user() {
         let dir = tempfile::tempdir().expect("a directory");
-        let access = access(dir.path());
+        let runtime_dir = dir.path().join("run");
+        let access = access(&runtime_dir);
         let (there, peer) = destination("qemu+tls://b/system");
         let reached = access.reach(&there, &peer).expect("reached");
         assert_eq!(reached.uri(), "qemu+tls://b/system");
-        assert!(!dir.path().join("libvirt").exists());
+        assert!(!runtime_dir.exists());
 
         let (there, peer) = destination("b");
         let first = access.reach(&there, &peer).expect("reached");
         let second = access.reach(&there, &peer).expect("reached");
-        let socket = dir.path().join("libvirt/b-16520.sock");
+        let socket = runtime_dir.join("libvirt/b-16520.sock");
         let uri = format!("qemu+unix:///system?socket={}", socket.display());
         assert_eq!((first.uri(), second.uri()), (&*uri, &*uri));
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&socket), 0o600);
-        assert_eq!(mode(&dir.path().join("libvirt")), 0o700);
+        assert_eq!(mode(&runtime_dir.join("libvirt")), 0o700);
+        assert_eq!(mode(&runtime_dir), 0o711, "QEMU walks through it");
         drop(first);
         assert!(socket.exists());
         drop(second);

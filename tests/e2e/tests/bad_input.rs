@@ -127,7 +127,7 @@ fn bad_input(lab: &Lab) -> Result<()> {
         expired: true,
         ..CertificateRequest::for_host(b)
     };
-    for (authority, request, words) in [
+    let wrong = [
         (
             &stranger,
             CertificateRequest::for_host(b),
@@ -139,18 +139,20 @@ fn bad_input(lab: &Lab) -> Result<()> {
             ["is for c, not for b", "subjectAltName b"],
         ),
         (ours, expired, ["has expired on", "its server_certificate"]),
-    ] {
+    ];
+    for (number, (authority, request, words)) in wrong.into_iter().enumerate() {
         // libvirtd keeps the right ones: what is refused here is vmgangd's, which needs no restart.
         let credentials = authority.issue(&request)?;
         pki::install(b, &ours.certificate(), &credentials)?;
         let [what, then] = words;
         refused(a, 1, &["migrate", "web", &to_b], &[what, then, "b:16520"])?;
-        ensure!(
-            b.vmgangd()
-                .log()
-                .contains("does not accept this host's certificate"),
-            "the destination's log does not say so"
-        );
+        wait_until("the destination's log says so as well", || {
+            let log = b.vmgangd().log();
+            Ok(log
+                .matches("does not accept this host's certificate")
+                .count()
+                == number + 1)
+        })?;
     }
     lab.install_certificates(b)?;
 
