@@ -53,6 +53,21 @@ pub enum Input {
 }
 
 impl Input {
+    /// Whose stream tells this, if it does.
+    fn of_stream(&self) -> Option<usize> {
+        match self {
+            Input::Streaming(member)
+            | Input::FirstPassDone(member)
+            | Input::Unreadable(member)
+            | Input::Converged(member)
+            | Input::Diverged(member)
+            | Input::Stalled(member, _)
+            | Input::AckWithheld(member)
+            | Input::HeldInFirstPass(member) => Some(*member),
+            _ => None,
+        }
+    }
+
     /// In which order inputs that arrived together are taken: libvirt's verdicts and stopped
     /// guests first, because they limit what an abort may still touch; readiness last.
     fn rank(&self) -> u8 {
@@ -65,14 +80,7 @@ impl Input {
             Input::MigrateFailed(..) => 4,
             Input::TimedOut => 5,
             Input::PostCopyRequested => 6,
-            Input::Streaming(_)
-            | Input::FirstPassDone(_)
-            | Input::Unreadable(_)
-            | Input::Converged(_)
-            | Input::Diverged(_)
-            | Input::Stalled(..)
-            | Input::AckWithheld(_)
-            | Input::HeldInFirstPass(_) => 7,
+            _ => 7,
         }
     }
 }
@@ -220,8 +228,17 @@ impl Barrier {
                 });
             }
         }
+        // What came together with a verdict was said by the stream that has ended; another one may begin.
+        let answered = |input: &Input| match input {
+            Input::MigrateFailed(member, _) => Some(*member),
+            _ => None,
+        };
+        let answered: Vec<usize> = inputs.iter().filter_map(answered).collect();
         for input in inputs {
-            self.take(input, &mut actions);
+            let stale = input.of_stream().is_some_and(|it| answered.contains(&it));
+            if !stale {
+                self.take(input, &mut actions);
+            }
         }
         self.settle(&mut actions);
         actions

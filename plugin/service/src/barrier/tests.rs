@@ -292,6 +292,22 @@ fn an_abort_while_a_member_begins_anew_is_an_abort() {
 }
 
 #[test]
+fn what_the_ended_stream_had_said_counts_not_for_the_next() {
+    let policy = Policy {
+        on_timeout: OnTimeout::PostCopy,
+        ..on_stall(OnStall::Throttle)
+    };
+    let mut barrier = started(1, policy);
+    barrier.handle([Input::TimedOut]);
+    assert_eq!(barrier.handle([stalled(0)]), [Action::AbortMember(0)]);
+    let anew = [Action::Start {
+        member: 0,
+        throttled: true,
+    }];
+    assert_eq!(barrier.handle([failed(0), Input::FirstPassDone(0)]), anew);
+}
+
+#[test]
 fn a_stalled_member_is_left_or_goes_to_post_copy() {
     let mut barrier = started(2, on_stall(OnStall::Leave));
     ready(&mut barrier, 1);
