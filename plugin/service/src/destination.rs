@@ -37,6 +37,15 @@ impl Destination {
                 _ => bad("is neither a URI nor a host name"),
             };
         };
+        // libvirtd, which is root, would run these programs for whoever may migrate.
+        let query = rest.split_once('?').map_or("", |(_, query)| query);
+        let runs = |name: &str| ["command", "netcat"].contains(&name);
+        let names = query
+            .split(['&', ';', '#'])
+            .filter_map(|one| one.split('=').next());
+        if scheme.ends_with("+ext") || names.map(decoded).any(|name| runs(&name)) {
+            return bad("names a program to run");
+        }
         if scheme != "qemu" && !scheme.starts_with("qemu+") {
             return bad("is not a QEMU host");
         }
@@ -83,6 +92,23 @@ impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
+}
+
+/// A part of a query without its escapes. In lower case: who reads it may not mind.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, more @ ..] = rest {
+        let escaped = match more {
+            [high, low, ..] if *first == b'%' => std::str::from_utf8(&[*high, *low])
+                .ok()
+                .and_then(|hex| u8::from_str_radix(hex, 16).ok()),
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = &more[if escaped.is_some() { 2 } else { 0 }..];
+    }
+    String::from_utf8_lossy(&bytes).to_ascii_lowercase()
 }
 
 /// How a person asks where a domain is at a destination of that name.
@@ -174,6 +200,10 @@ mod tests {
             ("test:///default", "not a QEMU host"),
             ("qemu+tls://b:port/system", "invalid host"),
             ("qemu+tls://b c/system", "white space"),
+            ("qemu+ext://b/system?command=/tmp/x", "program"),
+            ("qemu+ssh://b/system?no_tty=1&command=/tmp/x", "program"),
+            ("qemu+ssh://b/system?c%6Fmmand=/tmp/x", "program"),
+            ("qemu+ssh://b/system?x=1;netcat=/tmp/x", "program"),
             ("b:16520", "neither"),
             ("b/system", "neither"),
             ("-oProxyCommand=x", "neither"),

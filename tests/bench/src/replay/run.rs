@@ -82,6 +82,7 @@ impl TlsDir {
             host_name: "localhost".to_owned(),
             address: Some("127.0.0.1".to_owned()),
             expired: false,
+            days_left: None,
         })?;
         std::fs::write(dir.path().join("ca.pem"), authority.certificate())?;
         std::fs::write(dir.path().join("cert.pem"), issued.certificate)?;
