@@ -407,7 +407,6 @@ mod tests {
             ("vmgang prepare web", "DESTURI"),
             ("vmgang prepare web b --for soon", "--for"),
             ("vmgang prepare web b --technique all", "--technique"),
-            ("vmgang doctor", "doctor"),
             ("vmgang gang add web", "DOMAIN"),
         ] {
             let error = parse(line).expect_err(line);

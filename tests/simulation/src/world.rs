@@ -292,8 +292,13 @@ impl World {
             self.wrong(format!("guest {member} was released before it was ready"));
         }
         let given_up = *lock(&self.given_up);
-        // Within a moment the two may cross.
-        if given_up.is_some_and(|(at, _)| at < Instant::now()) {
+        let first = self.guests().filter_map(|guest| guest.released).min();
+        // Within a moment a failure and the first release may cross, and then the others follow.
+        let too_late = |(at, by): (Instant, Option<usize>)| match by {
+            Some(_) => first.is_some_and(|first| at < first),
+            None => at < Instant::now(),
+        };
+        if given_up.is_some_and(too_late) {
             self.wrong("released after the gang was given up".to_owned());
         }
     }
