@@ -358,6 +358,7 @@ fn happen(hosts: &Hosts, event: Event) {
         }
         Event::StopSourceDaemon => {
             let coordinator = lock(&hosts.source).coordinator.clone();
+            world.abort_requested();
             tokio::spawn(async move { coordinator.shutdown().await });
         }
         Event::StopDestinationDaemon => {

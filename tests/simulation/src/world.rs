@@ -134,6 +134,7 @@ pub struct World {
     wrong: Mutex<Vec<String>>,
     /// When the first member could not migrate any more, and which, or the user wanted the gang back.
     given_up: Mutex<Option<(Instant, Option<usize>)>>,
+    abort_requested: AtomicBool,
     guests: Vec<Mutex<Guest>>,
     net: Mutex<Net>,
     due: Mutex<VecDeque<Event>>,
@@ -179,6 +180,7 @@ impl World {
             }),
             wrong: Mutex::default(),
             given_up: Mutex::default(),
+            abort_requested: AtomicBool::new(false),
             guests: guests.collect(),
             net: Mutex::default(),
             due: Mutex::default(),
@@ -243,14 +245,14 @@ impl World {
         lock(&self.wrong).push(what);
     }
 
-    /// The user has asked for an abort, and was not refused.
+    /// The user has asked for an abort, and was not refused; or the source's daemon is told to end.
     pub fn abort_requested(&self) {
+        self.abort_requested.store(true, SeqCst);
         lock(&self.given_up).get_or_insert((Instant::now(), None));
     }
 
-    /// And before anything had failed.
     pub fn abort_was_requested(&self) -> bool {
-        lock(&self.given_up).is_some_and(|(_, by)| by.is_none())
+        self.abort_requested.load(SeqCst)
     }
 
     /// A member's migration has failed because it is to begin anew.
