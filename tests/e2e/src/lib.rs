@@ -129,6 +129,15 @@ pub fn uri(host: &Host) -> String {
     format!("qemu+tls://{}/system", host.name())
 }
 
+/// Lets the hosts use each other's libvirt over vmgang's port, as a bare host name as destination takes.
+pub fn allow_libvirt(lab: &Lab) -> Result<()> {
+    for host in lab.hosts() {
+        host.write_file("/etc/vmgang/vmgang.toml", "allow_libvirt = ['a', 'b']\n")?;
+        host.vmgangd().restart()?;
+    }
+    Ok(())
+}
+
 /// Fails unless exactly these guests run on the host.
 pub fn expect_running(host: &Host, guests: &[&str]) -> Result<()> {
     let mut running = host.domains()?;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use vmgang_e2e::documents::{commands, workspace};
-use vmgang_e2e::{Ended, boot_all, clone_guest, start_vmgang, uri, vmgang, wait_until, with_lab};
+use vmgang_e2e::{
+    Ended, allow_libvirt, boot_all, clone_guest, start_vmgang, uri, vmgang, wait_until, with_lab,
+};
 use vmgang_lab::Lab;
 
 /// The guests that the documents speak of.
@@ -18,11 +20,7 @@ fn commands_for_administrators_work() -> Result<()> {
             .iter()
             .map(|name| clone_guest(name).with_memory_mib(96).with_idle())
             .collect();
-        // What both documents say that a bare host name as destination takes.
-        for host in lab.hosts() {
-            host.write_file("/etc/vmgang/vmgang.toml", "allow_libvirt = ['a', 'b']\n")?;
-            host.vmgangd().restart()?;
-        }
+        allow_libvirt(lab)?;
         boot_all(lab.host("a")?, &guests)?;
         for document in ["README.md", "docs/operations.md"] {
             for command in commands(document)? {

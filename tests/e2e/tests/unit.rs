@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
 
 use anyhow::{Context, Result, ensure};
-use vmgang_e2e::{PATIENCE, boot_all, clone_guest, vmgang, with_lab};
+use vmgang_e2e::{PATIENCE, allow_libvirt, boot_all, clone_guest, vmgang, with_lab};
 use vmgang_lab::Host;
 
 const NOTIFY: &str = "/run/notify";
@@ -18,6 +18,7 @@ const LOG: &str = "/var/log/vmgangd.log";
 #[test]
 fn systemd_and_the_journal_are_told() -> Result<()> {
     with_lab(None, |lab| {
+        allow_libvirt(lab)?;
         let a = lab.host("a")?;
         a.vmgangd().stop()?;
         a.run(&["mkdir", "-p", "/run/systemd/journal"])?;

@@ -3,7 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use vmgang_e2e::documents::workspace;
-use vmgang_e2e::{Ended, boot_all, clone_guest, expect_running, wait_until, with_lab};
+use vmgang_e2e::{
+    Ended, allow_libvirt, boot_all, clone_guest, expect_running, wait_until, with_lab,
+};
 use vmgang_lab::Host;
 
 const BUS_NAME: &str = "org.vmgang.VMGang1";
@@ -61,6 +63,7 @@ const METHODS: [(&str, &str, &str, &[&str]); 15] = [
 fn users_may_read_and_the_group_may_migrate() -> Result<()> {
     with_lab(None, |lab| {
         let (a, b) = (lab.host("a")?, lab.host("b")?);
+        allow_libvirt(lab)?;
         a.run(&["useradd", ALICE])?;
         a.run(&["useradd", "--groups", "vmgang", BOB])?;
         a.run(&["useradd", MALLORY])?;
