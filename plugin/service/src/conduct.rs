@@ -423,7 +423,7 @@ impl Driver {
             }
             SourceEvent::Unreadable { member } => {
                 if let Some(limits) = &known.limits {
-                    limits.free_unless_held(member, known.may_be_left(member));
+                    limits.end_unseen(member);
                 }
                 let member_name = self.name(member);
                 tracing::warn!(

@@ -131,6 +131,13 @@ impl Limits {
         }
     }
 
+    /// The end of the first pass will not be seen.
+    pub(crate) fn end_unseen(&self, member: usize) {
+        if self.by == LimitBy::Estimate {
+            self.release(member, 0);
+        }
+    }
+
     /// Makes the member's QEMU finish each pass. Its migration must have begun, and its
     /// SWITCHOVER_ACK be withheld: without the one, the other would keep a busy guest copying
     /// for ever.
