@@ -51,6 +51,8 @@ impl Packet {
         }
         buf.get(..FIELDS_BYTES)?;
         let (allocated, normal, bytes) = (be32(buf, 12)?, be32(buf, 16)?, be32(buf, 20)?);
+        // Without pages nothing follows; QEMU before 9.0 leaves the size of the packet before there.
+        let bytes = if normal == 0 { 0 } else { bytes };
         let zero = be32(buf, 32)?;
         let listed = normal.checked_add(zero);
         if allocated > ADDRESSES || listed.is_none_or(|listed| listed > allocated) {

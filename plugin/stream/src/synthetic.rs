@@ -193,6 +193,12 @@ impl MultifdBuilder {
         self
     }
 
+    /// The same of QEMU before 9.0, which leaves the size of the pages before in it.
+    pub fn sync_after(&mut self, bytes: u32) -> &mut Self {
+        self.header(1, &[], &[], bytes);
+        self
+    }
+
     /// Device state.
     pub fn device(&mut self, body: &[u8]) -> &mut Self {
         let out = &mut self.bytes;

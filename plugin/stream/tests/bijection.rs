@@ -354,6 +354,21 @@ fn the_pages_of_a_packet_are_found() {
 }
 
 #[test]
+fn what_a_packet_without_pages_says_of_its_size_is_not_believed() {
+    let pages: Vec<_> = (0..3).map(|i| (address(i), page(i as u8))).collect();
+    let mut builder = MultifdBuilder::new(0);
+    for _ in 0..2 {
+        builder.packet(&pages, &[]).sync_after(3 * 4096);
+    }
+    let mut tokenizer = Tokenizer::new();
+    let mut bodies = 0;
+    tokenizer.push(builder.bytes(), true, |token| {
+        bodies += usize::from(matches!(token, Token::Body(_)));
+    });
+    assert_eq!(bodies, 6);
+}
+
+#[test]
 fn with_multifd_passes_end_where_everything_is_flushed() {
     let mut builder = StreamBuilder::new(8 * PAGE_BYTES as u64);
     let mut tokenizer = Tokenizer::new();
