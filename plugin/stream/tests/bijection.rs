@@ -96,8 +96,9 @@ fn multifd() -> impl Strategy<Value = Vec<u8>> {
                 .collect();
             let zeros: Vec<_> = (0..zeros).map(|i| address(first + 3000 + i)).collect();
             match kind {
-                0 => builder.sync(),
-                1 => builder.compressed(&pages, &[seed; 5000][..first * 3]),
+                0 => builder.sync_after(u32::from(seed) * 4096),
+                // Without pages there is nothing to compress.
+                1 if !pages.is_empty() => builder.compressed(&pages, &[seed; 5000][..first * 3]),
                 2 => builder.device(&[seed; 700][..first / 2]),
                 _ => builder.packet(&pages, &zeros),
             };
