@@ -16,7 +16,7 @@ pub(crate) const INITRAMFS_PATH: &str = "/usr/lib/vmgang-lab/initramfs";
 const DEBIAN_MEMORY_MIB_MIN: u64 = 320;
 
 /// Kernel options that make a boot under emulation short and change nothing tests look at.
-const KERNEL_OPTIONS: &str = "console=ttyS0 quiet mitigations=off tsc=reliable \
+const KERNEL_OPTIONS: &str = "console=ttyS0 quiet mitigations=off tsc=reliable no_timer_check \
                               random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 \
                               audit=0 apparmor=0 oops=panic";
 
