@@ -45,6 +45,7 @@ mod runtime_dir;
 mod scanned;
 mod seal;
 pub mod source;
+mod source_api;
 mod stage_session;
 pub mod stage_source;
 mod stages;
