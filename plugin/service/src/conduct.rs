@@ -22,7 +22,7 @@ use crate::driver::{Driver, Known};
 use crate::hypervisor::{Verdict, ask};
 use crate::job::{Control, MemberState};
 use crate::report::JobState;
-use crate::switchover::{LimitBy, Limits, RATE_MIB_S};
+use crate::switchover::{Limits, RATE_MIB_S};
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,9 +54,9 @@ impl Driver {
             .collect();
         inputs.extend(self.waiting(known));
         self.job.update(|view| view.state = JobState::Running);
-        known.limits = self.limit_by.map(|by| {
+        known.limits = self.limit_passes.then(|| {
             let members = self.members.iter().map(|member| member.uuid);
-            Limits::new(by, &self.hypervisor, members)
+            Limits::new(&self.hypervisor, members)
         });
         // Ends with this function, however that ends.
         let mut beside = JoinSet::new();
@@ -254,7 +254,7 @@ impl Driver {
             post_copy_resume: request.post_copy_resume,
             parallel: request.parallel,
             unsafe_disks: request.unsafe_disks,
-            switchover_mib_s: (self.limit_by == Some(LimitBy::Rate)).then_some(RATE_MIB_S),
+            switchover_mib_s: self.limit_passes.then_some(RATE_MIB_S),
         };
         self.hypervisor.migrate(domain.uuid, &domain.name, options)
     }
@@ -392,9 +392,6 @@ impl Driver {
                 if let Some(facts) = known.facts.get_mut(member) {
                     facts.connected = true;
                 }
-                if let Some(limits) = &known.limits {
-                    limits.begin(member);
-                }
                 let name = self.name(member);
                 tracing::debug!(job = self.job.id, domain = name, "channel opened");
                 Some(Input::Streaming(member))
@@ -422,9 +419,6 @@ impl Driver {
                 Some(Input::HeldInFirstPass(member))
             }
             SourceEvent::Unreadable { member } => {
-                if let Some(limits) = &known.limits {
-                    limits.end_unseen(member);
-                }
                 let member_name = self.name(member);
                 tracing::warn!(
                     job = self.job.id,

@@ -322,7 +322,7 @@ impl Coordinator {
             request,
             libvirt: ready.libvirt.clone(),
             members,
-            limit_by: ready.limit_by,
+            limit_passes: ready.limit_passes,
             daemon_ends: false,
             balloons: balloons.clone(),
         };

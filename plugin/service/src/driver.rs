@@ -23,7 +23,7 @@ use crate::libvirt_access::DestinationLibvirt;
 use crate::outcome::{self, PostCopy};
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 use crate::request::MigrateRequest;
-use crate::switchover::{LimitBy, Limits, StreamRates};
+use crate::switchover::{Limits, StreamRates};
 use crate::tunnel::Session;
 
 /// A libvirt connection serves five calls at a time.
@@ -41,8 +41,8 @@ pub struct Driver {
     /// The destination's.
     pub libvirt: DestinationLibvirt,
     pub members: Vec<DomainInfo>,
-    /// Tell each member's QEMU when it may take itself for done, and how.
-    pub limit_by: Option<LimitBy>,
+    /// Tell each member's QEMU when it may take itself for done.
+    pub limit_passes: bool,
     /// The job is aborted because of that.
     pub daemon_ends: bool,
     /// Members that may be asked to give up memory.

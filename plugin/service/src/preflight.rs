@@ -23,7 +23,6 @@ use crate::hypervisor::{DestinationInfo, ask};
 use crate::libvirt_access::DestinationLibvirt;
 use crate::request::MigrateRequest;
 use crate::stages::Stage;
-use crate::switchover::LimitBy;
 use crate::tunnel::Opened;
 
 /// How long the destination's libvirt, or the peer, may take to answer.
@@ -38,7 +37,7 @@ pub(crate) struct Ready {
     /// The destination's.
     pub(crate) libvirt: DestinationLibvirt,
     /// Tell each member's QEMU when it may take itself for done.
-    pub(crate) limit_by: Option<LimitBy>,
+    pub(crate) limit_passes: bool,
     pub(crate) window_offered_bytes: u64,
     pub(crate) page_key: PageKey,
     pub(crate) scanned: Scanned,
@@ -93,7 +92,7 @@ impl Preflight<'_> {
             true => balloon::look(&self.parts.hypervisor, self.members).await?,
             false => Vec::new(),
         };
-        let (mut options, limit_by) = self.source_options(here, transport)?;
+        let (mut options, limit_passes) = self.source_options(here, transport)?;
         let scanned = scanned.await;
         options.scanned = scanned.clone();
         let stages = &self.parts.stages;
@@ -131,7 +130,7 @@ impl Preflight<'_> {
         Ok(Ready {
             opened,
             libvirt,
-            limit_by,
+            limit_passes,
             window_offered_bytes,
             page_key,
             scanned,
@@ -290,15 +289,10 @@ impl Preflight<'_> {
         &self,
         here: Here,
         transport: Transport,
-    ) -> Result<(SourceOptions, Option<LimitBy>), ServiceError> {
+    ) -> Result<(SourceOptions, bool), ServiceError> {
         let held = self.request.policy.holds(self.members.len());
-        let emulated = here.members.iter().any(|member| member.emulated);
-        let limit_by = match (here.takes_switchover_rate, emulated) {
-            (true, _) => held.then_some(LimitBy::Rate),
-            (false, true) => Some(LimitBy::Estimate),
-            (false, false) => None,
-        };
-        let can_hold = here.takes_switchover_rate || !emulated;
+        let limit_passes = held && here.takes_switchover_rate;
+        let can_hold = limit_passes || !here.members.iter().any(|member| member.emulated);
         let hold = held && can_hold;
         if held && !can_hold {
             tracing::warn!(
@@ -340,7 +334,7 @@ impl Preflight<'_> {
             bandwidth_bytes_per_s: self.request.bandwidth_bytes_per_s,
             hold,
         };
-        Ok((options, limit_by))
+        Ok((options, limit_passes))
     }
 
     fn window_to_offer(&self, members: &[MemberOffer]) -> Result<u64, ServiceError> {

@@ -37,16 +37,6 @@ const SAMPLE_MIN: Duration = Duration::from_millis(200);
 const ATTEMPTS: u32 = 5;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How QEMU is told what it may have left to send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LimitBy {
-    /// The rate is set as well, so the limit is exact.
-    Rate,
-    /// This QEMU takes no rate and reckons with its own: the limit makes the first pass nearly whole, and
-    /// is QEMU's own after it.
-    Estimate,
-}
-
 /// The fastest each member's stream has flowed.
 #[derive(Debug)]
 pub(crate) struct StreamRates {
@@ -96,14 +86,12 @@ impl StreamRates {
 pub(crate) struct Limits {
     /// In milliseconds; 0 until something is wanted.
     wanted: BTreeMap<usize, watch::Sender<u64>>,
-    by: LimitBy,
     _tasks: JoinSet<()>,
 }
 
 impl Limits {
     /// The domains of all members, in their order.
     pub(crate) fn new(
-        by: LimitBy,
         hypervisor: &Arc<dyn Hypervisor>,
         members: impl Iterator<Item = Uuid>,
     ) -> Limits {
@@ -118,23 +106,7 @@ impl Limits {
             .collect();
         Limits {
             wanted,
-            by,
             _tasks: tasks,
-        }
-    }
-
-    /// The member's stream has begun. Without a rate nobody is held, and it is let go when its first
-    /// pass has been sent.
-    pub(crate) fn begin(&self, member: usize) {
-        if self.by == LimitBy::Estimate {
-            self.want_first(member, HELD_MS);
-        }
-    }
-
-    /// The end of the first pass will not be seen.
-    pub(crate) fn end_unseen(&self, member: usize) {
-        if self.by == LimitBy::Estimate {
-            self.release(member, 0);
         }
     }
 
@@ -148,10 +120,7 @@ impl Limits {
     /// A member that has sent every page and is not held cannot be: it is to switch over as
     /// soon as so few bytes are left.
     pub(crate) fn free_unless_held(&self, member: usize, unsent_bytes: u64) {
-        match self.by {
-            LimitBy::Rate => self.want_first(member, limit_ms(unsent_bytes)),
-            LimitBy::Estimate => self.release(member, unsent_bytes),
-        }
+        self.want_first(member, limit_ms(unsent_bytes));
     }
 
     /// Takes effect only if nothing was wanted of this member before.
@@ -165,12 +134,8 @@ impl Limits {
 
     /// Lets the member's QEMU stop its guest with so many bytes left to send.
     pub(crate) fn release(&self, member: usize, unsent_bytes: u64) {
-        let limit = match self.by {
-            LimitBy::Rate => limit_ms(unsent_bytes),
-            LimitBy::Estimate => DOWNTIME_MS,
-        };
         if let Some(wanted) = self.wanted.get(&member) {
-            wanted.send_replace(limit);
+            wanted.send_replace(limit_ms(unsent_bytes));
         }
     }
 
@@ -184,9 +149,7 @@ impl Limits {
     /// Gives a released member more room once its stream has flowed faster than it had by its
     /// release: otherwise a guest that dirties more than that would never switch over.
     pub(crate) fn raise(&self, member: usize, unsent_bytes: u64) {
-        if let Some(wanted) = self.wanted.get(&member)
-            && self.by == LimitBy::Rate
-        {
+        if let Some(wanted) = self.wanted.get(&member) {
             let limit = limit_ms(unsent_bytes);
             wanted.send_if_modified(|wanted| {
                 let higher = *wanted > HELD_MS && limit > *wanted;
@@ -240,7 +203,6 @@ mod tests {
         let (sender, wanted) = watch::channel(0);
         let limits = Limits {
             wanted: BTreeMap::from([(0, sender)]),
-            by: LimitBy::Rate,
             _tasks: JoinSet::new(),
         };
         let now = || *wanted.borrow();
@@ -254,24 +216,6 @@ mod tests {
         assert_eq!(now(), limit_ms(5 << 20), "never less");
         limits.raise(0, 9 << 20);
         assert_eq!(now(), limit_ms(9 << 20));
-    }
-
-    #[test]
-    fn without_a_rate_the_first_pass_is_nearly_whole() {
-        let (sender, wanted) = watch::channel(0);
-        let limits = Limits {
-            wanted: BTreeMap::from([(0, sender)]),
-            by: LimitBy::Estimate,
-            _tasks: JoinSet::new(),
-        };
-        let now = || *wanted.borrow();
-        limits.begin(0);
-        limits.raise(0, 9 << 20);
-        assert_eq!(now(), HELD_MS);
-        limits.free_unless_held(0, 9 << 20);
-        assert_eq!(now(), DOWNTIME_MS);
-        limits.raise(0, 900 << 20);
-        assert_eq!(now(), DOWNTIME_MS);
     }
 
     #[test]

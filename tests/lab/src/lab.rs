@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::cache::{Cache, progress};
 use crate::daemon;
+use crate::emulator;
 use crate::error::{IoContext, LabError, Result};
 use crate::guest::Guest;
 use crate::host::Host;
@@ -53,6 +54,15 @@ impl Default for LabOptions {
             other_roots: BTreeMap::new(),
             start_vmgangd: true,
         }
+    }
+}
+
+impl LabOptions {
+    /// Whether guests need [memory of an odd size](emulator): one of the hosts has Debian 12's QEMU.
+    fn odd_memory(&self) -> bool {
+        std::iter::once(&self.root)
+            .chain(self.other_roots.values())
+            .any(|recipe| !recipe.backports)
     }
 }
 
@@ -103,7 +113,8 @@ impl Lab {
             }
             lab.hosts.push(host);
         }
-        lab.each_host(|host| lab.start_daemons(host, options.start_vmgangd))?;
+        let odd_memory = options.odd_memory();
+        lab.each_host(|host| lab.start_daemons(host, options.start_vmgangd, odd_memory))?;
         Ok(lab)
     }
 
@@ -142,7 +153,7 @@ impl Lab {
         }
     }
 
-    fn start_daemons(&self, host: &Host, vmgangd: bool) -> Result<()> {
+    fn start_daemons(&self, host: &Host, vmgangd: bool, odd_memory: bool) -> Result<()> {
         let uuid = uuid::Uuid::new_v4();
         let configuration = host.read_text("/etc/libvirt/libvirtd.conf")?;
         host.write_file(
@@ -150,6 +161,9 @@ impl Lab {
             format!("{configuration}\nhost_uuid = \"{uuid}\"\n"),
         )?;
         self.install_certificates(host)?;
+        if odd_memory {
+            emulator::replace(host)?;
+        }
         daemon::start_host(host)?;
         let daemon = host.vmgangd();
         if vmgangd && daemon.is_installed() {

@@ -12,6 +12,7 @@ mod cache;
 mod cgroup;
 mod daemon;
 mod debian;
+mod emulator;
 mod error;
 mod files;
 mod guest;
