@@ -259,6 +259,7 @@ impl Service {
                 };
                 let stage = match session.hello.purpose {
                     vmgang_wire::Purpose::Migrate { stage } => stage,
+                    vmgang_wire::Purpose::Ambient => None,
                     vmgang_wire::Purpose::Stage { seconds } => {
                         let job = session.hello.job;
                         let held = self.stages.hold(job, &session.certificate_names);

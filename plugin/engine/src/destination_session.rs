@@ -16,11 +16,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use vmgang_dedup::{DigestKey, PageDigest, PageWindow, WindowError};
 use vmgang_wire::{
     Announce, CONNECTIONS_MAX, Direction, FEATURE_CONNECTIONS, FRAME_CREDIT_BYTES_MIN, Frame,
-    FrameHeader, Hello, Kind, MoreConnections, OFFER_CONTENTS_MAX, RETURN_CREDIT_BYTES, RefuseCode,
-    Welcome,
+    FrameHeader, Hello, Kind, MoreConnections, OFFER_CONTENTS_MAX, Purpose, RETURN_CREDIT_BYTES,
+    RefuseCode, Welcome,
 };
 
 use crate::PageKey;
+use crate::ambient::ambient_socket;
 use crate::answers::{Answering, Answers, Recall, announce};
 use crate::buffers::Buffers;
 use crate::compression::window_slots;
@@ -33,7 +34,7 @@ use crate::frame_digest::FrameDigest;
 use crate::join::{FurtherConnections, Grants, JOIN_TIMEOUT};
 use crate::network::{Network, QemuConnection};
 use crate::offer::{Offer, SocketOwner};
-use crate::runtime_dir::{JobDir, Side};
+use crate::runtime_dir::{JobDir, Side, Sockets};
 use crate::workers::Workers;
 
 /// Stream bytes a channel may have under way: enough for a fast link, and little enough
@@ -191,7 +192,7 @@ struct Session<'a> {
     answers: Answers,
     further: FurtherConnections,
     buffers: Buffers,
-    sockets: JobDir,
+    sockets: Sockets,
     owners: Vec<SocketOwner>,
     /// Members that libvirt has announced.
     announced: Vec<bool>,
@@ -244,6 +245,25 @@ pub(crate) async fn fails(answering: Answering, failures: mpsc::UnboundedSender<
     }
 }
 
+/// Makes directories for the members' sockets; of an ambient session they are there already.
+fn sockets(job: &Job, owners: &[SocketOwner]) -> Result<Sockets, String> {
+    let Hello { gang, members, .. } = &job.hello;
+    if job.hello.purpose == Purpose::Ambient {
+        let paths = members.iter().map(|member| {
+            ambient_socket(&job.runtime_dir, gang, &member.name)
+                .ok_or_else(|| format!("the domain {:?} cannot have a socket", member.name))
+        });
+        return Ok(Sockets::Elsewhere(paths.collect::<Result<_, _>>()?));
+    }
+    let made = JobDir::create(&job.runtime_dir, job.hello.job, owners, Side::Destination);
+    made.map(Sockets::OfJob).map_err(|error| {
+        format!(
+            "the destination cannot make {} for the migration sockets: {error}",
+            job.runtime_dir.display()
+        )
+    })
+}
+
 impl<'a> Session<'a> {
     /// Also returns what the source is granted.
     fn start(
@@ -258,13 +278,7 @@ impl<'a> Session<'a> {
             .iter()
             .map(|member| member.fixed_owner.unwrap_or(job.admission.socket_owner))
             .collect();
-        let sockets = JobDir::create(&job.runtime_dir, job.hello.job, &owners, Side::Destination)
-            .map_err(|error| {
-            format!(
-                "the destination cannot make {} for the migration sockets: {error}",
-                job.runtime_dir.display()
-            )
-        })?;
+        let sockets = sockets(job, &owners)?;
         let buffers = Buffers::default();
         let budget = job.admission.window_budget_bytes;
         let pipeline = start_pipeline(job, staged, &buffers, failures)?;
@@ -511,7 +525,8 @@ impl<'a> Session<'a> {
     /// QEMU if libvirt has announced the member: the sockets' directory is QEMU's user's, and other
     /// guests may run as that user.
     async fn connect(&mut self, member: usize) -> Result<QemuConnection, String> {
-        if !self.announced[member] {
+        // In an ambient session it may have come and gone since it was asked.
+        if !self.announced[member] || self.job.hello.purpose == Purpose::Ambient {
             let (host, uuid) = (self.job.host.clone(), self.job.hello.members[member].uuid);
             let asked = self.job.workers.blocking(move || host.announced(uuid));
             let announced = match tokio::time::timeout(ANNOUNCED_TIMEOUT, asked).await {

@@ -8,6 +8,7 @@
 //! Path of a byte: QEMU -> `stream::Token` -> `dedup::Verdict` -> `wire::Frame` -> peer ->
 //! `dedup::PageWindow` -> verified stream bytes -> QEMU.
 
+mod ambient;
 mod answers;
 mod buffers;
 mod certificate;
@@ -55,6 +56,7 @@ mod tls_refusal;
 mod trial;
 mod workers;
 
+pub use ambient::{AmbientSession, AmbientSocket, ambient_directory, ambient_socket};
 pub use answers::Recall;
 pub use certificate::CertificateFacts;
 pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};

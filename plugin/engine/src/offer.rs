@@ -9,7 +9,8 @@ use vmgang_wire as wire;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
     pub job: Uuid,
-    /// Name of the gang, for logs.
+    /// Name of the gang, for logs; of an ambient session what the destination is called in the path of its
+    /// sockets.
     pub gang: String,
     /// Host name of the source, for logs.
     pub source_host: String,
@@ -25,6 +26,8 @@ pub enum Purpose {
     Migrate { stage: Option<Uuid> },
     /// Contents are staged, to be kept for so many seconds at most.
     Stage { seconds: u32 },
+    /// The members may migrate, each when its client says so; see [`crate::AmbientSession`].
+    Ambient,
 }
 
 impl From<wire::Purpose> for Purpose {
@@ -34,6 +37,7 @@ impl From<wire::Purpose> for Purpose {
                 stage: stage.map(|stage| stage.id),
             },
             wire::Purpose::Stage { seconds } => Purpose::Stage { seconds },
+            wire::Purpose::Ambient => Purpose::Ambient,
         }
     }
 }

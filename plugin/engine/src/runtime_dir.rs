@@ -99,6 +99,25 @@ impl Drop for JobDir {
     }
 }
 
+/// Where the members of a session have their sockets on this host.
+#[derive(Debug)]
+pub(crate) enum Sockets {
+    /// Below a directory that is the session's.
+    OfJob(JobDir),
+    /// Where somebody else has made room for them.
+    Elsewhere(Vec<PathBuf>),
+}
+
+impl Sockets {
+    /// Where a member's QEMU (or libvirtd for it) connects to or listens.
+    pub(crate) fn socket(&self, member: usize) -> PathBuf {
+        match self {
+            Sockets::OfJob(directory) => directory.socket(member),
+            Sockets::Elsewhere(paths) => paths[member].clone(),
+        }
+    }
+}
+
 /// Removes what a killed daemon left; to be called before any session exists. Returns how
 /// many jobs' directories there were.
 pub fn sweep_runtime_dir(runtime_dir: &Path) -> io::Result<usize> {

@@ -19,6 +19,7 @@ use vmgang_wire::{
     CHANNELS_MAX, Direction, FEATURE_CONNECTIONS, Frame, MEMBERS_MAX, RETURN_CREDIT_BYTES,
 };
 
+use crate::ambient::AmbientSocket;
 use crate::buffers::Buffers;
 use crate::channel_source::{Channel, ChannelPort, ReturnEvent};
 use crate::chunk::Chunks;
@@ -37,7 +38,7 @@ use crate::network::{Network, QemuListener};
 use crate::offering::Offering;
 use crate::order::SessionOrder;
 use crate::pool::Pool;
-use crate::runtime_dir::{JobDir, Side};
+use crate::runtime_dir::{JobDir, Side, Sockets};
 use crate::seal::Sealer;
 pub use crate::source_api::{SourceError, SourceEvent, SourceOptions};
 use crate::{MemberOutcome, Remains, SessionCounters, StagedContents, Techniques, Workers, Zstd};
@@ -161,7 +162,7 @@ impl Shared {
 pub struct SourceSession {
     shared: Arc<Shared>,
     cap: BandwidthCap,
-    sockets: Arc<JobDir>,
+    sockets: Sockets,
     task: JoinHandle<()>,
     abort: AbortOnDrop,
     contents_there: u64,
@@ -193,10 +194,19 @@ impl std::fmt::Debug for SourceSession {
 impl SourceSession {
     /// Connects to the peer, agrees on the job, and listens for the members' QEMUs.
     pub async fn connect(
+        options: SourceOptions,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), SourceError> {
+        Self::open(options, None).await
+    }
+
+    /// The same; `given` are sockets that are there already, one for each member.
+    pub(crate) async fn open(
         mut options: SourceOptions,
+        given: Option<Vec<AmbientSocket>>,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), SourceError> {
         let members = options.offer.members.len();
-        if members != options.socket_owners.len() || !(1..=MEMBERS_MAX).contains(&members) {
+        let sockets = given.as_ref().map_or(options.socket_owners.len(), Vec::len);
+        if members != sockets || !(1..=MEMBERS_MAX).contains(&members) {
             return Err(SourceError::Members { members });
         }
         let live = Arc::new(Live::new(members));
@@ -204,8 +214,11 @@ impl SourceSession {
         let page_key = options.transport.page_key();
         let several = options.connections.get() > 1;
         let stage = options.stage.take();
-        let purpose = vmgang_wire::Purpose::Migrate {
-            stage: stage.as_ref().map(StagedContents::to_wire),
+        let purpose = match given {
+            Some(_) => vmgang_wire::Purpose::Ambient,
+            None => vmgang_wire::Purpose::Migrate {
+                stage: stage.as_ref().map(StagedContents::to_wire),
+            },
         };
         if let Some(stage) = &stage {
             // The window is there already: it can be neither larger nor smaller.
@@ -269,17 +282,13 @@ impl SourceSession {
         let watch = LinkWatch::new(possible(lowest), possible(highest));
         let heavy = HeavySide::new(sealer, watch, cap.clone());
 
-        let sockets = JobDir::create(
-            &options.runtime_dir,
-            options.offer.job,
-            &options.socket_owners,
-            Side::Source,
-        )
-        .map_err(|error| SourceError::Sockets {
-            path: options.runtime_dir.clone(),
-            error,
-        })?;
-        let sockets = Arc::new(sockets);
+        let (sockets, listeners) = match given {
+            Some(given) => {
+                let (paths, listeners) = given.into_iter().map(AmbientSocket::into_parts).unzip();
+                (Sockets::Elsewhere(paths), listeners)
+            }
+            None => listen(&options)?,
+        };
         // They end with the session task, and the session with the first of them that ends.
         let mut ends = JoinSet::new();
         if further.is_empty() {
@@ -341,14 +350,7 @@ impl SourceSession {
             closing: AtomicBool::new(false),
         });
         let mut accepting = JoinSet::new();
-        for (member, owner) in options.socket_owners.iter().enumerate() {
-            let listener = options
-                .network
-                .listen(&sockets.socket(member), *owner)
-                .map_err(|error| SourceError::Sockets {
-                    path: sockets.socket(member),
-                    error,
-                })?;
+        for (member, listener) in listeners.into_iter().enumerate() {
             accepting.spawn(accept(shared.clone(), member, listener));
         }
         let session = shared.clone();
@@ -412,6 +414,11 @@ impl SourceSession {
     pub fn close_socket(&self, member: usize) {
         // It may be gone; that is what is wanted.
         let _ = std::fs::remove_file(self.sockets.socket(member));
+    }
+
+    /// Connections of QEMUs that are open.
+    pub(crate) fn open_channels(&self) -> usize {
+        self.shared.open_channels.load(Relaxed)
     }
 
     /// Caps what is written to the peer.
@@ -481,6 +488,28 @@ impl Offers {
     pub async fn offer(self, digests: Vec<PageDigest>) -> usize {
         self.0.offering.offer_all(&digests).await
     }
+}
+
+/// Makes the job's sockets and listens at them.
+fn listen(options: &SourceOptions) -> Result<(Sockets, Vec<Box<dyn QemuListener>>), SourceError> {
+    let owners = &options.socket_owners;
+    let directory = JobDir::create(
+        &options.runtime_dir,
+        options.offer.job,
+        owners,
+        Side::Source,
+    );
+    let sockets = Sockets::OfJob(directory.map_err(|error| SourceError::Sockets {
+        path: options.runtime_dir.clone(),
+        error,
+    })?);
+    let listeners = owners.iter().enumerate().map(|(member, owner)| {
+        let path = sockets.socket(member);
+        let listener = options.network.listen(&path, *owner);
+        listener.map_err(|error| SourceError::Sockets { path, error })
+    });
+    let listeners = listeners.collect::<Result<_, _>>()?;
+    Ok((sockets, listeners))
 }
 
 /// 32 bytes nobody else can guess.

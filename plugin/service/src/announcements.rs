@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
+use tokio::sync::Notify;
 use uuid::Uuid;
 use vmgang_hook::{Announcement, Event, MESSAGE_BYTES_MAX};
 
@@ -30,6 +31,8 @@ pub struct Announcements {
     hook: Option<Hook>,
     /// Since when.
     arriving: Mutex<BTreeMap<Uuid, Instant>>,
+    /// A domain was started or has stopped.
+    changed: Notify,
 }
 
 struct Hook {
@@ -68,6 +71,7 @@ impl Announcements {
                 left: Box::new(left),
             }),
             arriving: Mutex::default(),
+            changed: Notify::new(),
         })
     }
 
@@ -95,6 +99,11 @@ impl Announcements {
         }
         let announced = self.arriving().get(&uuid).copied();
         announced.is_some_and(|at| at.elapsed() < FRESH)
+    }
+
+    /// Waits until a domain was started or has stopped since this was last waited for. One task may do so.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// These domains have arrived, or will not.
@@ -130,10 +139,11 @@ impl Announcements {
                     }
                 }
                 // Its QEMU waits for the stream, or it is none that arrives.
-                Event::Started => {}
+                Event::Started => self.changed.notify_one(),
                 Event::Stopped => {
                     arriving.remove(&told.uuid);
                     (hook.left)(told.uuid);
+                    self.changed.notify_one();
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
-use vmgang_engine::TlsFiles;
+use vmgang_engine::{PeerAddress, TlsFiles};
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_PATH: &str = "/etc/vmgang/vmgang.toml";
@@ -35,6 +35,60 @@ pub struct Config {
     pub scan: ScanConfig,
     pub recall: RecallConfig,
     pub metrics_file: MetricsFile,
+    pub ambient: AmbientConfig,
+}
+
+/// Migrations that are started by clients which know nothing of vmgang.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AmbientConfig {
+    /// Where they may go from here. None: ambient mode is off, also for what comes.
+    #[serde(deserialize_with = "peers")]
+    pub peers: Vec<PeerAddress>,
+    /// What other hosts call this one. None: its host name, also without its domain.
+    pub names: Vec<String>,
+    /// How long a session waits for the next migration to the same peer.
+    pub linger_s: u64,
+}
+
+impl Default for AmbientConfig {
+    fn default() -> Self {
+        AmbientConfig {
+            peers: Vec::new(),
+            names: Vec::new(),
+            linger_s: 60,
+        }
+    }
+}
+
+impl AmbientConfig {
+    pub fn is_on(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
+    /// At least a second: a connection that was just handed over is to be seen.
+    pub fn linger(&self) -> Duration {
+        Duration::from_secs(self.linger_s.max(1))
+    }
+
+    /// What other hosts may call this one.
+    pub fn names(&self) -> Vec<String> {
+        if !self.names.is_empty() {
+            return self.names.clone();
+        }
+        let system = rustix::system::uname();
+        let whole = system.nodename().to_string_lossy().into_owned();
+        match whole.split_once('.') {
+            Some((short, _)) => vec![short.to_owned(), whole],
+            None => vec![whole],
+        }
+    }
+}
+
+fn peers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerAddress>, D::Error> {
+    let peers = Vec::<String>::deserialize(deserializer)?;
+    let read = peers.iter().map(|peer| peer.parse());
+    read.collect::<Result<_, _>>().map_err(de::Error::custom)
 }
 
 /// Where figures for monitoring are written; an empty path is nowhere.
@@ -148,6 +202,7 @@ impl Default for Config {
             scan: ScanConfig::default(),
             recall: RecallConfig::default(),
             metrics_file: MetricsFile::default(),
+            ambient: AmbientConfig::default(),
         }
     }
 }
@@ -497,6 +552,7 @@ mod tests {
              allow_libvirt = ['a.example.org']\nlibvirt_sockets = ['/l']\n\
              window_budget = '2GiB'\nmetrics_file = '/m/v.prom'\nworkers = 3\nconnections = 16\n[tls]\nca = '/ca.pem'\n\
              [scan]\ninterval_s = 0\nprocessor_percent = 100\n\
+             [ambient]\npeers = ['b', 'c:9']\nnames = ['a']\nlinger_s = 0\n\
              [recall]\nresidents = false\ncheckpoint_budget = '1GiB'\ncheckpoint_s = 5\n",
         )
         .expect("valid");
@@ -512,6 +568,10 @@ mod tests {
             Some(Path::new("/m/v.prom"))
         );
         assert_eq!(config.scan.interval(), None);
+        assert!(config.ambient.is_on());
+        assert_eq!(config.ambient.peers[1].port, 9);
+        assert_eq!(config.ambient.names(), ["a"]);
+        assert_eq!(config.ambient.linger().as_secs(), 1);
         assert_eq!(config.scan.processor_percent, 100);
         assert!(!config.recall.residents && config.recall.checkpoints);
         assert_eq!(config.recall.checkpoint_budget.most_bytes(), 1 << 30);
@@ -555,6 +615,7 @@ mod tests {
             ("\nconnections = 17", "1 to 16"),
             ("\n[scan]\nprocessor_percent = 0", "1 to 100"),
             ("\n[scan]\nevery = 5", "every"),
+            ("\n[ambient]\npeers = ['b/c']", "b/c"),
             ("\n[recall]\ncheckpoint_budget = '1MB'", "1MB"),
         ] {
             let error = Config::parse(text).expect_err(text).to_string();

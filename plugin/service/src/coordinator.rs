@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -71,12 +72,17 @@ pub struct Parts {
 }
 
 pub struct Coordinator {
-    parts: Arc<Parts>,
+    pub(crate) parts: Arc<Parts>,
     jobs: Arc<Jobs>,
     estimating: tokio::sync::Mutex<()>,
     diagnosing: tokio::sync::Mutex<()>,
     /// Rings when a job has ended.
     ended: tokio::sync::Notify,
+    /// Jobs that nobody on the bus has asked for.
+    unasked: (
+        mpsc::UnboundedSender<Arc<Job>>,
+        tokio::sync::Mutex<mpsc::UnboundedReceiver<Arc<Job>>>,
+    ),
 }
 
 impl Coordinator {
@@ -103,7 +109,9 @@ impl Coordinator {
             // Fresh as it is, it takes them all.
             let _ = jobs.add(Arc::new(Job::ended(record)));
         }
+        let (unasked, receiver) = mpsc::unbounded_channel();
         let coordinator = Arc::new(Coordinator {
+            unasked: (unasked, receiver.into()),
             parts: Arc::new(parts),
             jobs,
             estimating: tokio::sync::Mutex::default(),
@@ -364,18 +372,26 @@ impl Coordinator {
             }
             // Freed before anybody sees the end: the next job may come at once.
             drop(reservation);
-            job.update(|view| {
-                view.state = report.state;
-                view.bytes = report.bytes.clone();
-                view.switchover_spread_ms = report.switchover_spread_ms;
-                for (member, domain) in view.members.iter_mut().zip(&report.domains) {
-                    member.state = domain.state.into();
-                }
-                view.report = Some(report);
-            });
-            coordinator.ended.notify_one();
+            coordinator.has_ended(&job, report);
         });
         Ok(started)
+    }
+
+    /// Shows that a job has ended, and how.
+    pub(crate) fn has_ended(&self, job: &Job, report: Report) {
+        job.update(|view| {
+            view.state = report.state;
+            view.bytes = report.bytes.clone();
+            view.switchover_spread_ms = report.switchover_spread_ms;
+            for member in &mut view.members {
+                let mut domains = report.domains.iter();
+                if let Some(domain) = domains.find(|domain| domain.uuid == member.uuid) {
+                    member.state = domain.state.into();
+                }
+            }
+            view.report = Some(report);
+        });
+        self.ended.notify_one();
     }
 
     /// Goes on giving memory back to guests of a job that has ended, until the destination answers.
@@ -442,7 +458,7 @@ impl Coordinator {
         }
     }
 
-    fn write_record(&self, record: &Record) {
+    pub(crate) fn write_record(&self, record: &Record) {
         if let Err(error) = self.parts.history.write(record) {
             tracing::error!(job = record.report.job, %error, "cannot write the job's record; check state_dir");
         }
@@ -458,6 +474,22 @@ impl Coordinator {
             self.jobs.remove(id);
         }
         removed
+    }
+
+    /// A job has begun that nobody on the bus has asked for.
+    pub(crate) fn begin_unasked(&self, job: &Arc<Job>) -> Result<(), ServiceError> {
+        self.jobs.add(job.clone())?;
+        // Without a bus nobody is to see it.
+        let _ = self.unasked.0.send(job.clone());
+        Ok(())
+    }
+
+    /// The next such job, to be shown there. One task may wait for it.
+    pub async fn next_unasked(&self) -> Arc<Job> {
+        match self.unasked.1.lock().await.recv().await {
+            Some(job) => job,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until a job has ended since this was last waited for. One task may do so.

@@ -13,6 +13,7 @@ use vmgang_engine::{Listener, Workers, sweep_runtime_dir};
 use vmgang_hook::{Expected, MEETING_PLACE, POLICY_PATH, Policy, socket_path};
 
 use crate::access::{Access, AllowLists};
+use crate::ambient;
 use crate::announcements::Announcements;
 use crate::bus;
 use crate::certificates::{Certificates, ListenerTransports};
@@ -111,11 +112,12 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     let (announcements, expected) = meet_hook(scans);
     let admittance = Arc::new(Admittance {
         hypervisor,
-        announcements,
+        announcements: announcements.clone(),
         expected,
         peers,
         access: access.clone(),
         libvirt_sockets: config.libvirt_sockets.clone(),
+        ambient_names: config.ambient.is_on().then(|| config.ambient.names()),
         window_budget: config.window_budget,
         connections: config.connections.0,
         available_memory: Box::new(memory::available_bytes),
@@ -132,6 +134,10 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     if let Some(file) = config.metrics_file.0.clone() {
         tokio::spawn(metrics::run(file, coordinator.clone(), admittance.clone()));
     }
+    let ambient = config.ambient.clone();
+    let ambient = ambient
+        .is_on()
+        .then(|| tokio::spawn(ambient::run(ambient, coordinator.clone(), announcements)));
     let (stop, stopping) = watch::channel(false);
     let listening = match certificates.for_listener() {
         Ok(transports) => {
@@ -187,6 +193,9 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     };
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: running jobs are aborted");
+    if let Some(ambient) = ambient {
+        ambient.abort();
+    }
     coordinator.shutdown().await;
     let _ = stop.send(true);
     tokio::time::sleep(LAST_SIGNALS).await;

@@ -61,6 +61,8 @@ pub struct Admittance {
     pub window_budget: WindowBudget,
     /// TCP connections of a session at most.
     pub connections: NonZeroUsize,
+    /// What ambient migrations may call this host; `None` if it takes none.
+    pub ambient_names: Option<Vec<String>>,
     pub available_memory: Box<AvailableMemory>,
     pub sessions: Mutex<BTreeMap<Uuid, Promised>>,
     pub stages: Arc<Stages>,
@@ -99,6 +101,9 @@ impl Promised {
 impl DestinationHost for Admittance {
     fn admit(&self, offer: &Offer, purpose: Purpose, peer: &PeerName) -> Result<Admission, String> {
         self.access.check_peer(peer)?;
+        if purpose == Purpose::Ambient {
+            self.check_ambient(offer)?;
+        }
         let user = self
             .hypervisor
             .qemu_user()
@@ -114,7 +119,7 @@ impl DestinationHost for Admittance {
         );
         match purpose {
             Purpose::Stage { seconds } => self.stages.arrives(offer, seconds),
-            Purpose::Migrate { .. } => self.expect(offer),
+            Purpose::Migrate { .. } | Purpose::Ambient => self.expect(offer),
         }
         let key = (self.page_key)();
         Ok(Admission {
@@ -184,6 +189,19 @@ impl DestinationHost for Admittance {
 }
 
 impl Admittance {
+    /// Whether migrations that a client starts by itself may come, under that name.
+    fn check_ambient(&self, offer: &Offer) -> Result<(), String> {
+        match &self.ambient_names {
+            Some(names) if names.contains(&offer.gang) => Ok(()),
+            Some(names) => Err(format!(
+                "the destination is not called '{}' but '{}' in the paths of ambient migrations; name it so in [ambient] of vmgang.toml here, or set `names` there",
+                offer.gang,
+                names.join("' or '")
+            )),
+            None => Err("ambient migrations are off at the destination; name its peers in [ambient] of its vmgang.toml".to_owned()),
+        }
+    }
+
     /// Lets the hook know that these come through vmgang.
     fn expect(&self, offer: &Offer) {
         let members: Vec<Uuid> = offer.members.iter().map(|member| member.uuid).collect();
@@ -261,6 +279,11 @@ impl Admittance {
             .iter()
             .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
         let left = available.saturating_sub(promised);
+        // Of all that run at the source a few may come, and libvirt sees to their memory.
+        let left = match purpose {
+            Purpose::Ambient => left.saturating_add(guests_bytes),
+            Purpose::Migrate { .. } | Purpose::Stage { .. } => left,
+        };
         let granted = grant(
             self.window_budget,
             offer.window_budget_bytes,
@@ -286,10 +309,10 @@ impl Admittance {
         );
         let promised = Promised {
             source: offer.source_host.clone(),
-            // A stage brings none yet.
+            // A stage brings none yet, and of an ambient session's nobody knows who comes.
             guests: match purpose {
                 Purpose::Migrate { .. } => guests,
-                Purpose::Stage { .. } => Vec::new(),
+                Purpose::Stage { .. } | Purpose::Ambient => Vec::new(),
             },
             window_bytes,
         };

@@ -22,6 +22,7 @@ const GIB: u64 = 1 << 30;
 fn host(fake: &Fake, available_bytes: u64) -> Admittance {
     let (_, stages, contents) = knowledge(fake);
     Admittance {
+        ambient_names: None,
         stages,
         contents,
         page_key: Box::new(|| Some(Transport::Plain.page_key())),
@@ -65,6 +66,24 @@ fn admit_for(host: &Admittance, offer: &Offer, purpose: Purpose) -> Result<u64, 
     };
     host.admit(offer, purpose, &peer)
         .map(|a| a.window_budget_bytes)
+}
+
+#[test]
+fn an_ambient_session_comes_under_this_hosts_name_and_brings_no_memory() {
+    let mut host = host(&Fake::new(&[]), 4 * GIB);
+    let mut offer = offer(64 * GIB);
+    offer.gang = "b".into();
+    let off = admit_for(&host, &offer, Purpose::Ambient).expect_err("it is off");
+    assert!(off.contains("[ambient]"), "{off}");
+    host.ambient_names = Some(vec!["b.example.org".into()]);
+    let other = admit_for(&host, &offer, Purpose::Ambient).expect_err("another name");
+    assert!(other.contains("b.example.org"), "{other}");
+    host.ambient_names = Some(vec!["b.example.org".into(), "b".into()]);
+    assert_eq!(admit_for(&host, &offer, Purpose::Ambient), Ok(GIB));
+    // As a job the guest would not fit.
+    offer.job = Uuid::new_v4();
+    let job = admit(&host, &offer).expect_err("too much memory");
+    assert!(job.contains("free memory there"), "{job}");
 }
 
 #[test]

@@ -38,6 +38,9 @@ pub enum Purpose {
     Migrate { stage: Option<TakenStage> },
     /// 2: contents are staged, and kept for a migration that comes within so many seconds.
     Stage { seconds: u32 },
+    /// 3: the members may migrate, each when somebody else's client says so. What the destination is called
+    /// in the path of their sockets is in [`Hello::gang`].
+    Ambient,
 }
 
 /// A stage that a migration begins with.
@@ -55,6 +58,7 @@ impl Purpose {
             Purpose::Migrate { stage: None } => (0, Uuid::nil(), 0, 0),
             Purpose::Migrate { stage: Some(stage) } => (1, stage.id, stage.frames, 0),
             Purpose::Stage { seconds } => (2, Uuid::nil(), 0, seconds),
+            Purpose::Ambient => (3, Uuid::nil(), 0, 0),
         };
         out.push(number);
         out.extend_from_slice(id.as_bytes());
@@ -73,6 +77,7 @@ impl Purpose {
                 stage: Some(TakenStage { id, frames }),
             }),
             (2, true, 0, 1..) => Ok(Purpose::Stage { seconds }),
+            (3, true, 0, 0) => Ok(Purpose::Ambient),
             _ => Err(WireError::Value("purpose")),
         }
     }

@@ -50,7 +50,10 @@ mod tests {
 
     #[test]
     fn only_the_sizes_of_memory_change() {
-        let script = SCRIPT.replace("exec /usr/libexec/qemu-system-x86_64.real", "printf '%s\\n'");
+        let script = SCRIPT.replace(
+            "exec /usr/libexec/qemu-system-x86_64.real",
+            "printf '%s\\n'",
+        );
         let changed = |arguments: &[&str]| -> Vec<String> {
             let output = Command::new("sh")
                 .args(["-c", &script, "qemu"])
@@ -64,8 +67,19 @@ mod tests {
         let larger = r#"{"qom-type":"memory-backend-memfd","id":"pc.ram","size":134283264}"#;
         let other = r#"{"qom-type":"secret","size":134217728}"#;
         assert_eq!(
-            changed(&["-m", "128", "-object", object, "-object", other, "-smp", "1"]),
-            ["-m", "size=131136k", "-object", larger, "-object", other, "-smp", "1"]
+            changed(&[
+                "-m", "128", "-object", object, "-object", other, "-smp", "1"
+            ]),
+            [
+                "-m",
+                "size=131136k",
+                "-object",
+                larger,
+                "-object",
+                other,
+                "-smp",
+                "1"
+            ]
         );
         assert_eq!(
             changed(&["-m", "size=131072k,slots=4,maxmem=262144k", "-name", "a b"]),

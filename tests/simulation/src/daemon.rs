@@ -169,6 +169,7 @@ impl DestinationDaemon {
         let available = world.plan.available.1;
         let (_, stages, contents) = knowledge(&libvirt, available);
         let admittance = Admittance {
+            ambient_names: None,
             hypervisor: Arc::new(libvirt) as Arc<dyn Hypervisor>,
             peers: Arc::new(Peers::default()),
             access: Arc::default(),

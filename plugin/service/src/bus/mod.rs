@@ -53,7 +53,18 @@ pub async fn serve(
             .at(path, JobObject::new(job))
             .await?;
     }
+    tokio::spawn(publish_unasked(connection.clone(), coordinator));
     Ok(connection)
+}
+
+/// Shows jobs that no call has started, as long as there is a bus.
+async fn publish_unasked(connection: Connection, coordinator: Arc<Coordinator>) {
+    loop {
+        let job = coordinator.next_unasked().await;
+        if let Err(error) = publish(&connection, coordinator.clone(), job).await {
+            tracing::warn!(error = error.sentence(), "a job is not shown");
+        }
+    }
 }
 
 /// The object path of a job.
