@@ -24,6 +24,11 @@ pub enum Command {
     Prepare(PrepareOptions),
     /// Migrate a gang, or the named domains, or all, to another host
     Migrate(MigrateOptions),
+    /// Bring the members of an ended job back to this host
+    ///
+    /// The host on which they are now migrates them. It must let this one use its libvirt (allow_libvirt).
+    /// What is not as it was when they left is named, and members that cannot come stay where they are.
+    Return(ReturnOptions),
     /// Show running jobs and stages, or one of them
     Status(StatusOptions),
     /// Stop a job: what has not switched over stays where it is; or drop a stage
@@ -279,6 +284,39 @@ impl MigrateOptions {
             )),
         }
     }
+}
+
+#[derive(Args, Debug)]
+pub struct ReturnOptions {
+    /// Id of the job that has moved them, or the beginning of it
+    pub job: String,
+    /// This host as the other one reaches it [default: named as the other one was]
+    #[arg(value_name = "DESTURI")]
+    pub destination: Option<String>,
+    /// At most so much of the network
+    #[arg(long, value_name = "MIB/S")]
+    pub bandwidth: Option<u64>,
+    /// Abort unless the gang is ready to switch over after so many seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+    /// What a member's failure before the switchover does to the others
+    #[arg(long, value_name = "WHAT", default_value = "abort")]
+    pub on_failure: OnFailure,
+    /// As for migrate
+    #[arg(long, value_name = "HOW")]
+    pub switchover: Option<Switchover>,
+    /// Go to post-copy after the first pass, as for migrate
+    #[arg(long)]
+    pub postcopy: bool,
+    /// Where this host's vmgangd listens for the other one [default: this host's name, port 16520]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<String>,
+    /// Print the result as one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 #[derive(Args, Debug)]

@@ -2,6 +2,7 @@
 //! Must not talk to libvirt or to peers.
 
 mod arguments;
+mod bring_back;
 mod control;
 mod doctor;
 mod estimate;
@@ -49,6 +50,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Estimate(options) => estimate::run(&connection, options).await,
         Command::Prepare(options) => stage::prepare(&connection, options).await,
         Command::Migrate(options) => migrate::run(&connection, options).await,
+        Command::Return(options) => bring_back::run(&connection, options).await,
         Command::Status(options) => history::status(&connection, options).await,
         Command::Abort { job } => control::abort(&connection, &job).await,
         Command::Postcopy { job } => control::post_copy(&connection, &job).await,

@@ -31,16 +31,26 @@ pub async fn run(connection: &Connection, options: MigrateOptions) -> anyhow::Re
             anyhow::bail!("interrupted before the job had started; `vmgang status` shows whether it did");
         }
     };
-    let display = Display::new(options.quiet || options.json);
-    let job = proxies::job(connection, &path).await?;
-    let Some(result) = follow(&job, &path, display, Some(interrupt)).await? else {
+    to_the_end(connection, &path, (options.quiet, options.json), interrupt).await
+}
+
+/// Shows a job that has started, prints its result, and gives its exit code.
+pub async fn to_the_end(
+    connection: &Connection,
+    path: &OwnedObjectPath,
+    (quiet, json): (bool, bool),
+    interrupt: Signal,
+) -> anyhow::Result<u8> {
+    let display = Display::new(quiet || json);
+    let job = proxies::job(connection, path).await?;
+    let Some(result) = follow(&job, path, display, Some(interrupt)).await? else {
         return Ok(exit::ABORTED);
     };
     let report: Report =
         serde_json::from_str(&result).context("vmgangd's report cannot be read")?;
-    if options.json {
+    if json {
         println!("{result}");
-    } else if !options.quiet {
+    } else if !quiet {
         print!("{}", report.summary(barrier_approximate(&job).await));
     } else if let Some(error) = &report.error {
         eprintln!("vmgang: {error}");

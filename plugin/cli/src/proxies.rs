@@ -34,6 +34,13 @@ pub trait Manager {
         destination: &str,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<OwnedObjectPath>;
+    #[zbus(allow_interactive_auth, name = "Return")]
+    fn return_(
+        &self,
+        job: &str,
+        destination: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(OwnedObjectPath, Vec<String>)>;
     fn list_jobs(&self) -> zbus::Result<Vec<JobLine>>;
     #[zbus(allow_interactive_auth)]
     fn estimate(&self, gang: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<String>;

@@ -21,6 +21,7 @@ use vmgang_wire::{Frame, Hello, RefuseCode, WireError};
 
 use crate::answers::Recall;
 use crate::connection::{FrameReader, ReadError};
+use crate::control::{self, CONTROL_CONNECTIONS_MAX, ServeControl};
 use crate::join::Grants;
 use crate::libvirt_rpc::{self, LIBVIRT_CONNECTIONS_MAX};
 use crate::network::{Connection, Network, PeerListener, system};
@@ -69,6 +70,11 @@ pub trait DestinationHost: Send + Sync + 'static {
         let _ = peer;
         Err("this host offers its libvirt to nobody".to_owned())
     }
+    /// What serves a peer that has a request to this host's vmgangd itself. The error likewise.
+    fn control(&self, peer: PeerName) -> Result<ServeControl, String> {
+        let _ = peer;
+        Err("this host takes requests from nobody".to_owned())
+    }
 }
 
 /// A listening vmgangd.
@@ -86,6 +92,7 @@ struct Service {
     grants: Grants,
     stages: Stages,
     libvirt_connections: Arc<Semaphore>,
+    control_connections: Arc<Semaphore>,
 }
 
 impl Listener {
@@ -123,6 +130,7 @@ impl Listener {
             grants: Grants::default(),
             stages: Stages::default(),
             libvirt_connections: Arc::new(Semaphore::new(LIBVIRT_CONNECTIONS_MAX)),
+            control_connections: Arc::new(Semaphore::new(CONTROL_CONNECTIONS_MAX)),
         });
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut sessions = JoinSet::new();
@@ -225,8 +233,27 @@ impl Service {
                     }
                 };
             }
+            Ok(Ok(Frame::Control)) => {
+                drop(handshake);
+                let Ok(_connection) = self.control_connections.try_acquire() else {
+                    let reason =
+                        "it serves as many requests as it can; wait until others have ended";
+                    refuse(&mut writer, RefuseCode::Offer, reason).await;
+                    return Err(format!("refused a request: {reason}"));
+                };
+                return match self.host.control(name) {
+                    Ok(serve) => {
+                        control::serve(reader, writer, serve).await;
+                        Ok(())
+                    }
+                    Err(reason) => {
+                        refuse(&mut writer, RefuseCode::Offer, &reason).await;
+                        Err(format!("refused a request: {reason}"))
+                    }
+                };
+            }
             Ok(Ok(_)) => {
-                let reason = "the first frame is none of HELLO, JOIN and LIBVIRT";
+                let reason = "the first frame is none of HELLO, JOIN, LIBVIRT and CONTROL";
                 refuse(&mut writer, RefuseCode::Protocol, reason).await;
                 return Err(reason.to_owned());
             }

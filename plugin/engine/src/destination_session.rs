@@ -481,6 +481,7 @@ impl<'a> Session<'a> {
             | Frame::Goodbye
             | Frame::Join(_)
             | Frame::Elsewhere { .. }
+            | Frame::Control
             | Frame::Libvirt
             | Frame::Connected => {
                 return Err("the source sent a frame that has no place here".to_owned());

@@ -16,6 +16,7 @@ mod channel_source;
 mod chunk;
 mod compression;
 mod connection;
+mod control;
 mod counters;
 mod decode;
 mod decode_pipeline;
@@ -60,6 +61,7 @@ pub use ambient::{AmbientSession, AmbientSocket, ambient_directory, ambient_sock
 pub use answers::Recall;
 pub use certificate::CertificateFacts;
 pub use compression::{Rung, ZSTD_WINDOW_MAX_BYTES};
+pub use control::{ServeControl, connect_control};
 pub use counters::{MemberCounters, Saved, SessionCounters};
 pub use destination::{Admission, DestinationHost, Listener};
 pub use estimator::Estimator;

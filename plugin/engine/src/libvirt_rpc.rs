@@ -29,10 +29,13 @@ const RELAY_BYTES: usize = 64 * 1024;
 /// libvirtd accepts at once, or not at all.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
+type Reader = BufReader<ReadHalf<Box<dyn Connection>>>;
+type Writer = WriteHalf<Box<dyn Connection>>;
+
 /// A connection to the libvirt of a peer's host. Dropping it ends it.
 pub struct LibvirtConnection {
-    reader: BufReader<ReadHalf<Box<dyn Connection>>>,
-    writer: WriteHalf<Box<dyn Connection>>,
+    reader: Reader,
+    writer: Writer,
 }
 
 impl LibvirtConnection {
@@ -42,28 +45,9 @@ impl LibvirtConnection {
         peer: &PeerAddress,
         transport: &Transport,
     ) -> Result<Self, SourceError> {
-        let connection = open(network, peer, transport, &Live::new(0)).await?;
-        let (reader, mut writer) = tokio::io::split(connection);
-        let mut reader = FrameReader::new(reader);
-        let mut bytes = Vec::new();
-        Frame::Libvirt.encode(&mut bytes);
-        let unreachable = |error| SourceError::Unreachable {
-            peer: peer.clone(),
-            error,
-        };
-        let answered = timeout(WELCOME_TIMEOUT, async {
-            writer.write_all(&bytes).await.map_err(unreachable)?;
-            writer.flush().await.map_err(unreachable)?;
-            connected(&mut reader, peer, transport).await
-        });
-        answered.await.map_err(|_| {
-            let silent = "no answer to the request for a connection to its libvirt";
-            unreachable(io::Error::new(io::ErrorKind::TimedOut, silent))
-        })??;
-        Ok(Self {
-            reader: reader.into_rest(),
-            writer,
-        })
+        let what = "connecting to its libvirt";
+        let (reader, writer) = open_onward(network, peer, transport, Frame::Libvirt, what).await?;
+        Ok(Self { reader, writer })
     }
 
     /// Carries bytes between the peer's libvirt and whoever speaks to it here, until both directions
@@ -73,20 +57,43 @@ impl LibvirtConnection {
     }
 }
 
-async fn connected(
-    reader: &mut FrameReader<impl AsyncRead + Unpin>,
+/// A connection to a peer that goes on as something else than frames after this one, `what` that is.
+pub(crate) async fn open_onward(
+    network: &dyn Network,
     peer: &PeerAddress,
     transport: &Transport,
-) -> Result<(), SourceError> {
-    match reader.next().await {
-        Ok(Frame::Connected) => Ok(()),
-        // A vmgangd that does not know LIBVIRT says nothing.
-        Err(ReadError::Closed) => Err(SourceError::Protocol {
-            peer: peer.clone(),
-            reason: "it hung up instead of connecting to its libvirt; its version may be too old for that, or its log says more".to_owned(),
-        }),
-        other => Err(unanswered(other, peer, transport)),
-    }
+    request: Frame<'_>,
+    what: &str,
+) -> Result<(Reader, Writer), SourceError> {
+    let connection = open(network, peer, transport, &Live::new(0)).await?;
+    let (reader, mut writer) = tokio::io::split(connection);
+    let mut reader = FrameReader::new(reader);
+    let mut bytes = Vec::new();
+    request.encode(&mut bytes);
+    let unreachable = |error| SourceError::Unreachable {
+        peer: peer.clone(),
+        error,
+    };
+    let answered = timeout(WELCOME_TIMEOUT, async {
+        writer.write_all(&bytes).await.map_err(unreachable)?;
+        writer.flush().await.map_err(unreachable)?;
+        match reader.next().await {
+            Ok(Frame::Connected) => Ok(()),
+            // A vmgangd that does not know that frame says nothing.
+            Err(ReadError::Closed) => Err(SourceError::Protocol {
+                peer: peer.clone(),
+                reason: format!(
+                    "it hung up instead of {what}; its version may be too old for that, or its log says more"
+                ),
+            }),
+            other => Err(unanswered(other, peer, transport)),
+        }
+    });
+    answered.await.map_err(|_| {
+        let silent = format!("no answer, instead of {what}");
+        unreachable(io::Error::new(io::ErrorKind::TimedOut, silent))
+    })??;
+    Ok((reader.into_rest(), writer))
 }
 
 /// Connects to the first of these sockets that takes the connection.

@@ -632,7 +632,8 @@ fn route(shared: &Shared, frame: Frame<'_>) -> Result<(), String> {
         | Frame::Join(_)
         | Frame::Elsewhere { .. }
         | Frame::Libvirt
-        | Frame::Connected => {
+        | Frame::Connected
+        | Frame::Control => {
             return Err("the peer sent a frame that only a source sends".to_owned());
         }
     }

@@ -52,6 +52,19 @@ impl Access {
         ))
     }
 
+    /// Whether a peer may have this host do something, likewise: who may use its libvirt could do as much.
+    pub fn check_control(&self, peer: &PeerName) -> Result<(), String> {
+        self.check_peer(peer)?;
+        let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
+        if has_name(&lists.libvirt, peer) {
+            return Ok(());
+        }
+        Err(format!(
+            "the peer {} may not ask for that; add a name of its certificate to allow_libvirt in vmgang.toml there, or run `vmgang migrate` there",
+            describe(peer)
+        ))
+    }
+
     /// Whether a peer may use this host's libvirt, likewise.
     pub fn check_libvirt(&self, peer: &PeerName) -> Result<(), String> {
         self.check_peer(peer)?;

@@ -7,6 +7,7 @@
 //!
 //! Pure. Must not: decide what is done about a member that does not converge.
 
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A pass that sends this share of the smallest one so far, or more, is no progress.
@@ -22,7 +23,7 @@ const PATIENT_PASSES: u32 = 25;
 const RATE_BYTES_MIN: u64 = 256 * 1024;
 
 /// How fast a guest dirties memory, and how fast it could be sent, in bytes per second.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     pub dirtied: f64,
     pub carried: f64,

@@ -312,13 +312,10 @@ impl Coordinator {
         );
         // Without the record a restart could not tell what happened, so it comes first.
         let balloons = ready.balloons;
-        let libvirt_peer = match &request.destination.uri {
-            Some(_) => None,
-            None => Some(request.peer.to_string()),
-        };
+        let peer = Some(request.peer.to_string());
         self.write_record(&Record {
             balloons: balloons.clone(),
-            libvirt_peer: libvirt_peer.clone(),
+            peer: peer.clone(),
             ..job.running_record()
         });
         let driver = Driver {
@@ -359,7 +356,7 @@ impl Coordinator {
                 started_unix_s: job.started_unix_s,
                 barrier_approximate: job.view().barrier_approximate,
                 balloons,
-                libvirt_peer,
+                peer,
                 report: report.clone(),
             };
             coordinator.write_record(&record);
@@ -426,7 +423,7 @@ impl Coordinator {
     /// The destination's libvirt of a job that has ended.
     fn libvirt_of(&self, record: &Record) -> Result<DestinationLibvirt, String> {
         let destination = Destination::parse(&record.report.destination)?;
-        let peer = match &record.libvirt_peer {
+        let peer = match &record.peer {
             Some(peer) => peer.parse().map_err(|error| format!("{error}"))?,
             None => destination.peer(),
         };
@@ -478,10 +475,20 @@ impl Coordinator {
 
     /// A job has begun that nobody on the bus has asked for.
     pub(crate) fn begin_unasked(&self, job: &Arc<Job>) -> Result<(), ServiceError> {
-        self.jobs.add(job.clone())?;
+        self.add(job)?;
+        self.show_started(job);
+        Ok(())
+    }
+
+    /// A job has begun, and is shown by whoever has asked for it. Refused once the daemon has begun to stop.
+    pub(crate) fn add(&self, job: &Arc<Job>) -> Result<(), ServiceError> {
+        self.jobs.add(job.clone())
+    }
+
+    /// Has a job shown on the bus.
+    pub(crate) fn show_started(&self, job: &Arc<Job>) {
         // Without a bus nobody is to see it.
         let _ = self.unasked.0.send(job.clone());
-        Ok(())
     }
 
     /// The next such job, to be shown there. One task may wait for it.

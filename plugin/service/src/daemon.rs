@@ -117,6 +117,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
         peers,
         access: access.clone(),
         libvirt_sockets: config.libvirt_sockets.clone(),
+        coordinator: Some(coordinator.clone()),
         ambient_names: config.ambient.is_on().then(|| config.ambient.names()),
         window_budget: config.window_budget,
         connections: config.connections.0,

@@ -79,6 +79,29 @@ impl Destination {
         })
     }
 
+    /// How that host names a host from which this destination is named: the same words with that host in the place
+    /// of the other.
+    pub fn seen_from_there(&self, host: &str) -> String {
+        let Some((scheme, rest)) = self.uri.as_deref().and_then(|uri| uri.split_once("://")) else {
+            return host.to_owned();
+        };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let (user, address) = match authority.rsplit_once('@') {
+            Some((user, address)) => (format!("{user}@"), address),
+            None => (String::new(), authority),
+        };
+        let port = match host_and_port(address) {
+            Some((_, Some(port))) => format!(":{port}"),
+            _ => String::new(),
+        };
+        let host = match host.contains(':') {
+            true => format!("[{host}]"),
+            false => host.to_owned(),
+        };
+        format!("{scheme}://{user}{host}{port}{path}")
+    }
+
     /// The vmgangd to talk to, when the user names none.
     pub fn peer(&self) -> PeerAddress {
         PeerAddress {
@@ -153,6 +176,27 @@ fn host_and_port(address: &str) -> Option<(&str, Option<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_back_is_named_like_the_way_there() {
+        for (there, back) in [
+            ("b", "a"),
+            ("qemu+tls://b/system", "qemu+tls://a/system"),
+            (
+                "qemu+ssh://root@b:2222/system?no_verify=1",
+                "qemu+ssh://root@a:2222/system?no_verify=1",
+            ),
+            ("qemu+tls://[fd00::2]/system", "qemu+tls://a/system"),
+        ] {
+            let there = Destination::parse(there).expect(there);
+            assert_eq!(there.seen_from_there("a"), back);
+        }
+        let there = Destination::parse("qemu+tls://b/system").expect("a destination");
+        assert_eq!(
+            there.seen_from_there("fd00::1"),
+            "qemu+tls://[fd00::1]/system"
+        );
+    }
 
     #[test]
     fn uris_and_host_names() {

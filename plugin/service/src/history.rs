@@ -29,9 +29,13 @@ pub struct Record {
     /// Guests that have to get memory back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub balloons: Vec<Before>,
-    /// Where the destination's vmgangd listens, if its libvirt is reached over that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub libvirt_peer: Option<String>,
+    /// Where the destination's vmgangd listens.
+    #[serde(
+        default,
+        alias = "libvirt_peer",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub peer: Option<String>,
     pub report: Report,
 }
 
@@ -188,7 +192,7 @@ mod tests {
         report.job = job.into();
         report.state = state;
         Record {
-            libvirt_peer: None,
+            peer: None,
             started_unix_s,
             barrier_approximate: false,
             balloons: Vec::new(),

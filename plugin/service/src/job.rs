@@ -4,6 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 use vmgang_libvirt::DomainInfo;
@@ -25,7 +26,8 @@ pub enum Control {
 }
 
 /// Where one member stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MemberState {
     /// It has not been started: others are under way.
     Waiting,
@@ -77,7 +79,7 @@ impl From<DomainOutcome> for MemberState {
 }
 
 /// A member's progress.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemberView {
     pub name: String,
     pub uuid: Uuid,
@@ -96,7 +98,7 @@ pub struct MemberView {
 }
 
 /// Everything about a job that changes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
     pub state: JobState,
     pub members: Vec<MemberView>,
@@ -289,7 +291,7 @@ impl Job {
             started_unix_s: self.started_unix_s,
             barrier_approximate: view.barrier_approximate,
             balloons: Vec::new(),
-            libvirt_peer: None,
+            peer: None,
             report: Report {
                 job: self.id.clone(),
                 gang: self.gang.clone(),

@@ -13,6 +13,7 @@ mod ambient;
 pub mod announcements;
 pub mod balloon;
 pub mod barrier;
+pub mod bring_back;
 pub mod budget;
 pub mod bus;
 pub mod certificates;

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use vmgang_engine::{
-    Admission, DestinationHost, MemberOutcome, Offer, PageKey, PeerName, Purpose, SocketOwner,
+    Admission, DestinationHost, MemberOutcome, Offer, PageKey, PeerName, Purpose, ServeControl,
+    SocketOwner,
 };
 use vmgang_hook::Expected;
 use vmgang_libvirt::LibvirtError;
@@ -18,6 +19,7 @@ use crate::access::Access;
 use crate::announcements::Announcements;
 use crate::budget;
 use crate::config::{WINDOW_BUDGET_MIN_BYTES, WindowBudget};
+use crate::coordinator::Coordinator;
 use crate::hypervisor::Hypervisor;
 use crate::memory::AvailableMemory;
 use crate::metrics::Incoming;
@@ -71,6 +73,8 @@ pub struct Admittance {
     pub announcements: Arc<Announcements>,
     /// Where the hook sees who comes through this daemon; `None`: nowhere.
     pub expected: Option<Expected>,
+    /// Does what peers ask for; `None`: nothing.
+    pub coordinator: Option<Arc<Coordinator>>,
     /// What digests are made with now, if it is known.
     pub page_key: Box<dyn Fn() -> Option<PageKey> + Send + Sync>,
 }
@@ -171,6 +175,17 @@ impl DestinationHost for Admittance {
         self.access.check_libvirt(peer)?;
         self.peers.connected_from(peer);
         Ok(self.libvirt_sockets.clone())
+    }
+
+    fn control(&self, peer: PeerName) -> Result<ServeControl, String> {
+        self.access.check_control(&peer)?;
+        self.peers.connected_from(&peer);
+        let Some(coordinator) = self.coordinator.clone() else {
+            return Err("this host takes requests from nobody".to_owned());
+        };
+        Ok(Box::new(move |connection| {
+            Box::pin(coordinator.obey(peer, connection))
+        }))
     }
 
     fn session_ended(&self, job: Uuid) {

@@ -23,6 +23,7 @@ fn host(fake: &Fake, available_bytes: u64) -> Admittance {
     let (_, stages, contents) = knowledge(fake);
     Admittance {
         ambient_names: None,
+        coordinator: None,
         stages,
         contents,
         page_key: Box::new(|| Some(Transport::Plain.page_key())),

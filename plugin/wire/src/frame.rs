@@ -177,6 +177,8 @@ pub enum Frame<'a> {
     Libvirt,
     /// It does.
     Connected,
+    /// What follows is a request to the destination's vmgangd, not this protocol.
+    Control,
 }
 
 impl<'a> Frame<'a> {
@@ -203,6 +205,7 @@ impl<'a> Frame<'a> {
             Frame::Announce(_) => (Kind::Announce, 0),
             Frame::Libvirt => (Kind::Libvirt, 0),
             Frame::Connected => (Kind::Connected, 0),
+            Frame::Control => (Kind::Control, 0),
         }
     }
 
@@ -274,7 +277,8 @@ impl<'a> Frame<'a> {
             | Frame::Goodbye
             | Frame::Alive
             | Frame::Libvirt
-            | Frame::Connected => {}
+            | Frame::Connected
+            | Frame::Control => {}
         }
     }
 
@@ -367,6 +371,7 @@ impl<'a> Frame<'a> {
             Kind::Announce => Frame::Announce(Announce::decode_body(r)?),
             Kind::Libvirt => Frame::Libvirt,
             Kind::Connected => Frame::Connected,
+            Kind::Control => Frame::Control,
         };
         reader.finish()?;
         Ok(frame)

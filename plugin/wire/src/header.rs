@@ -75,6 +75,8 @@ kinds! {
     Libvirt = 20, max 0;
     /// Destination: it does from here on.
     Connected = 21, max 0;
+    /// Source: this connection is to go on as one to the destination's vmgangd itself.
+    Control = 22, max 0;
 }
 
 /// What stands in front of a frame's body.

@@ -146,6 +146,7 @@ fn samples() -> Vec<Frame<'static>> {
         }),
         Frame::Libvirt,
         Frame::Connected,
+        Frame::Control,
     ]
 }
 

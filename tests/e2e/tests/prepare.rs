@@ -162,7 +162,7 @@ fn expire_and_drop(a: &Host, b: &Host) -> Result<()> {
     let both = |count: usize| -> Result<bool> {
         Ok(stages(a)?.len() == count && stages(b)?.len() == count)
     };
-    let stage = prepare(a, b, "20s")?;
+    let stage = prepare(a, b, "45s")?;
     ensure!(both(1)?, "both hosts show it");
     let there = stages(b)?.remove(0);
     ensure!(

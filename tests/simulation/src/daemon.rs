@@ -170,6 +170,7 @@ impl DestinationDaemon {
         let (_, stages, contents) = knowledge(&libvirt, available);
         let admittance = Admittance {
             ambient_names: None,
+            coordinator: None,
             hypervisor: Arc::new(libvirt) as Arc<dyn Hypervisor>,
             peers: Arc::new(Peers::default()),
             access: Arc::default(),

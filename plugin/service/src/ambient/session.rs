@@ -505,7 +505,7 @@ impl Coordinator {
             started_unix_s: job.started_unix_s,
             barrier_approximate: false,
             balloons: Vec::new(),
-            libvirt_peer: None,
+            peer: None,
             report: report.clone(),
         });
         self.has_ended(job, report);

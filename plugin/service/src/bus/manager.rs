@@ -10,6 +10,7 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, interface};
 use super::authorize::{Permission, check, check_reader};
 use super::job::{Dictionary, dictionary};
 use super::{job_path, publish};
+use crate::bring_back::ReturnRequest;
 use crate::coordinator::Coordinator;
 use crate::error::ServiceError;
 use crate::gangs;
@@ -116,6 +117,31 @@ impl Manager {
         let request = MigrateRequest::parse(&gang, &destination, options)?;
         let job = self.coordinator.migrate(request).await?;
         publish(connection, self.coordinator.clone(), job).await
+    }
+
+    /// Brings the members of an ended job back to this host: those that it has moved and that do not run
+    /// here. The host on which they are migrates them, as `Migrate` there would, and must let this one use
+    /// its libvirt. Returns once that has started, with a job of this host that shows it, and with a
+    /// sentence for each thing that is not as it was when they left. The destination is this host as the
+    /// other one reaches it; empty: as that one was named. Options as for `Migrate`, but for domains and all.
+    #[zbus(name = "Return", out_args("back", "changes"))]
+    async fn return_(
+        &self,
+        job: String,
+        destination: String,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(OwnedObjectPath, Vec<String>), ServiceError> {
+        check(connection, &header, Permission::Migrate).await?;
+        let request = ReturnRequest {
+            job,
+            destination: (!destination.is_empty()).then_some(destination),
+            options,
+        };
+        let (back, changes) = self.coordinator.bring_back(request).await?;
+        let path = publish(connection, self.coordinator.clone(), back).await?;
+        Ok((path, changes))
     }
 
     /// What a migration of the gang's running members would send, as one JSON object: counts of each
