@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use vmgang_e2e::documents::{commands, workspace};
-use vmgang_e2e::{
-    Ended, allow_libvirt, boot_all, clone_guest, start_vmgang, uri, vmgang, wait_until, with_lab,
-};
+use vmgang_e2e::{Ended, boot_all, clone_guest, start_vmgang, uri, vmgang, wait_until, with_lab};
 use vmgang_lab::Lab;
 
 /// The guests that the documents speak of.
@@ -20,7 +18,7 @@ fn commands_for_administrators_work() -> Result<()> {
             .iter()
             .map(|name| clone_guest(name).with_memory_mib(96).with_idle())
             .collect();
-        allow_libvirt(lab)?;
+        configure(lab)?;
         boot_all(lab.host("a")?, &guests)?;
         for document in ["README.md", "docs/operations.md"] {
             for command in commands(document)? {
@@ -44,6 +42,12 @@ fn run(lab: &Lab, command: &str) -> Result<()> {
         ["vmgang", "migrate", ..] => {
             bring_home(lab)?;
             vmgang(a, &words[1..])?.expect(0)?;
+        }
+        ["vmgang", "return", "JOB"] => {
+            bring_home(lab)?;
+            let away = ["migrate", "--json", "--domains", "web1,db1", "b"];
+            let job = vmgang(a, &away)?.expect(0)?.job()?;
+            vmgang(a, &["return", &job.job])?.expect(0)?;
         }
         ["vmgang", "status", ref options @ ..] if options.contains(&"--watch") => {
             while_migrating(lab, |job| {
@@ -108,6 +112,16 @@ fn run(lab: &Lab, command: &str) -> Result<()> {
         // The second line of a comment.
         ["#", ..] => {}
         _ => bail!("the test does not know this command"),
+    }
+    Ok(())
+}
+
+/// What the documents say is to be configured.
+fn configure(lab: &Lab) -> Result<()> {
+    let config = "allow_libvirt = ['a', 'b']\n[ambient]\npeers = ['a', 'b']\n";
+    for host in lab.hosts() {
+        host.write_file("/etc/vmgang/vmgang.toml", config)?;
+        host.vmgangd().restart()?;
     }
     Ok(())
 }
