@@ -1,84 +1,9 @@
-//! vmgangd's D-Bus interfaces as this program calls them, and its errors as sentences.
-//! The interfaces are described in `xml-schemas/`.
-
-use std::collections::HashMap;
+//! vmgangd on the bus as this program finds it, and its errors as sentences.
 
 use anyhow::Context;
+pub use vmgang_client::{Dictionary, JobLine, JobProxy, ManagerProxy};
 use zbus::fdo::{PropertiesChangedStream, PropertiesProxy};
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, proxy};
-
-/// name, running members, all members
-pub type GangLine = (String, u32, u32);
-/// name, uuid, state, order or -1, memory in bytes, persistent
-pub type MemberLine = (String, String, String, i64, u64, bool);
-/// path, id, gang, destination, state, start in seconds since 1970
-pub type JobLine = (OwnedObjectPath, String, String, String, String, u64);
-pub type Dictionary = HashMap<String, OwnedVariant>;
-
-#[proxy(
-    interface = "org.vmgang.Manager1",
-    default_service = "org.vmgang.VMGang1",
-    default_path = "/org/vmgang/VMGang1"
-)]
-pub trait Manager {
-    fn list_gangs(&self) -> zbus::Result<(Vec<GangLine>, Vec<(String, String)>)>;
-    fn get_gang(&self, gang: &str) -> zbus::Result<Vec<MemberLine>>;
-    #[zbus(allow_interactive_auth)]
-    fn add_to_gang(&self, gang: &str, domains: &[String]) -> zbus::Result<Vec<String>>;
-    #[zbus(allow_interactive_auth)]
-    fn remove_from_gang(&self, gang: &str, domains: &[String]) -> zbus::Result<Vec<String>>;
-    #[zbus(allow_interactive_auth)]
-    fn migrate(
-        &self,
-        gang: &str,
-        destination: &str,
-        options: HashMap<&str, Variant<'_>>,
-    ) -> zbus::Result<OwnedObjectPath>;
-    #[zbus(allow_interactive_auth, name = "Return")]
-    fn return_(
-        &self,
-        job: &str,
-        destination: &str,
-        options: HashMap<&str, Variant<'_>>,
-    ) -> zbus::Result<(OwnedObjectPath, Vec<String>)>;
-    fn list_jobs(&self) -> zbus::Result<Vec<JobLine>>;
-    #[zbus(allow_interactive_auth)]
-    fn estimate(&self, gang: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<String>;
-    #[zbus(allow_interactive_auth)]
-    fn prepare(
-        &self,
-        gang: &str,
-        destination: &str,
-        options: HashMap<&str, Variant<'_>>,
-    ) -> zbus::Result<String>;
-    #[zbus(allow_interactive_auth)]
-    fn diagnose(
-        &self,
-        destination: &str,
-        options: HashMap<&str, Variant<'_>>,
-    ) -> zbus::Result<String>;
-    fn list_stages(&self) -> zbus::Result<Vec<Dictionary>>;
-    #[zbus(allow_interactive_auth)]
-    fn abort_stage(&self, id: &str) -> zbus::Result<()>;
-}
-
-#[proxy(interface = "org.vmgang.Job1", default_service = "org.vmgang.VMGang1")]
-pub trait Job {
-    #[zbus(allow_interactive_auth)]
-    fn abort(&self) -> zbus::Result<()>;
-    #[zbus(allow_interactive_auth)]
-    fn set_bandwidth(&self, mib_per_second: u64) -> zbus::Result<()>;
-    #[zbus(allow_interactive_auth)]
-    fn start_post_copy(&self) -> zbus::Result<()>;
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn state(&self) -> zbus::Result<String>;
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn progress(&self) -> zbus::Result<Dictionary>;
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn statistics(&self) -> zbus::Result<Dictionary>;
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn result(&self) -> zbus::Result<String>;
-}
+use zbus::{Connection, OwnedObjectPath};
 
 /// The system bus, where vmgangd is.
 pub async fn connect() -> anyhow::Result<Connection> {
