@@ -5,6 +5,8 @@ bindir ?= $(PREFIX)/bin
 sbindir ?= $(PREFIX)/sbin
 datadir ?= $(PREFIX)/share
 mandir ?= $(datadir)/man
+# Where the Python that runs virt-manager looks.
+pythondir ?= $(PREFIX)/lib/python3/dist-packages
 # systemd, tmpfiles, D-Bus and polkit look below /usr: another PREFIX is for packagers only.
 unitdir ?= $(PREFIX)/lib/systemd/system
 sysusersdir ?= $(PREFIX)/lib/sysusers.d
@@ -37,6 +39,9 @@ install-files:
 	install -D -m 0644 packaging/selinux/vmgang.te $(DESTDIR)$(datadir)/vmgang/selinux/vmgang.te
 	install -D -m 0644 packaging/selinux/vmgang.fc $(DESTDIR)$(datadir)/vmgang/selinux/vmgang.fc
 	install -D -m 0644 packaging/apparmor-libvirt-qemu $(DESTDIR)$(sysconfdir)/apparmor.d/abstractions/libvirt-qemu.d/vmgang
+	install -d $(DESTDIR)$(pythondir)/vmgang_virt_manager
+	install -m 0644 plugin/virt-manager/vmgang_virt_manager/*.py plugin/virt-manager/vmgang_virt_manager/*.ui $(DESTDIR)$(pythondir)/vmgang_virt_manager
+	install -m 0644 plugin/virt-manager/vmgang_virt_manager.pth $(DESTDIR)$(pythondir)/vmgang_virt_manager.pth
 	rm -rf $(manuals)
 	$(BUILD_DIR)/examples/manuals packaging/vmgang.toml $(manuals)
 	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8
@@ -59,6 +64,7 @@ uninstall: ## what install has put there; configuration and history stay
 	rm -f $(DESTDIR)$(datadir)/dbus-1/interfaces/org.vmgang.Manager1.xml $(DESTDIR)$(datadir)/dbus-1/interfaces/org.vmgang.Job1.xml
 	rm -f $(DESTDIR)$(datadir)/polkit-1/actions/org.vmgang.policy $(DESTDIR)$(datadir)/polkit-1/rules.d/50-vmgang.rules
 	rm -rf $(DESTDIR)$(datadir)/vmgang
+	rm -rf $(DESTDIR)$(pythondir)/vmgang_virt_manager.pth $(DESTDIR)$(pythondir)/vmgang_virt_manager
 	rm -f $(DESTDIR)$(mandir)/man1/vmgang.1 $(DESTDIR)$(mandir)/man1/vmgang-*.1
 	rm -f $(DESTDIR)$(mandir)/man5/vmgang.toml.5 $(DESTDIR)$(mandir)/man8/vmgangd.8
 	rm -f $(DESTDIR)$(datadir)/bash-completion/completions/vmgang $(DESTDIR)$(datadir)/zsh/site-functions/_vmgang

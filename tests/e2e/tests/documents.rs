@@ -20,7 +20,7 @@ fn commands_for_administrators_work() -> Result<()> {
             .collect();
         configure(lab)?;
         boot_all(lab.host("a")?, &guests)?;
-        for document in ["README.md", "docs/operations.md"] {
+        for document in ["README.md", "docs/operations.md", "docs/virt-manager.md"] {
             for command in commands(document)? {
                 run(lab, &command).with_context(|| format!("{document}: {command}"))?;
             }

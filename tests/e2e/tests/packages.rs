@@ -319,6 +319,7 @@ fn rpm_has_the_same(host: &Host, packed: &BTreeSet<String>) -> Result<()> {
             "CHANGELOG.md",
             "docs",
             "packaging",
+            "plugin/virt-manager",
             "xml-schemas",
         ])
         .args(workspace().join("hooks").is_dir().then_some("hooks"))
@@ -351,6 +352,7 @@ fn rpm_has_the_same(host: &Host, packed: &BTreeSet<String>) -> Result<()> {
         "_tmpfilesdir /usr/lib/tmpfiles.d",
         "_sharedstatedir /var/lib",
         "_sysconfdir /etc",
+        "python3_sitelib /usr/lib/python3/dist-packages",
     ] {
         build.extend(["--define", macro_of_its_host]);
     }
