@@ -89,6 +89,8 @@ fn the_doctor_and_a_migration_agree() -> Result<()> {
             "{all:#}"
         );
         processor(a, b, &to_b)?;
+        too_large(a, &to_b)?;
+        one_port(a, b)?;
 
         // Nothing was left anywhere, and a gang that the doctor let pass migrates.
         expect_running(a, &["one", "two", "special"])?;
@@ -130,6 +132,35 @@ fn healthy(a: &Host, b: &Host, to_b: &str) -> Result<()> {
     diagnose(b, 0, &[&uri(a)])?;
     expect_clean(a)?;
     expect_clean(b)
+}
+
+/// More memory than both hosts have; its guest does not run, so that it takes none.
+fn too_large(a: &Host, to_b: &str) -> Result<()> {
+    let large = clone_guest("large");
+    let xml = large.with_memory_mib(64 << 10).domain_xml()?;
+    a.write_file("/root/large.xml", xml)?;
+    a.virsh(&["create", "--paused", "/root/large.xml"])?;
+    vmgang(a, &["gang", "add", "large", "large"])?.expect(0)?;
+    let diagnosis = refused(a, "large", to_b, "peer")?;
+    let told = diagnosis.to_string();
+    ensure!(told.contains("free memory there"), "{diagnosis:#}");
+    a.virsh(&["destroy", "large"])?;
+    Ok(())
+}
+
+/// A bare host name as destination.
+fn one_port(a: &Host, b: &Host) -> Result<()> {
+    let diagnosis = refused(a, "web", "b", "peer")?;
+    let told = diagnosis.to_string();
+    ensure!(told.contains("allow_libvirt"), "{diagnosis:#}");
+    b.write_file("/etc/vmgang/vmgang.toml", "allow_libvirt = ['a']\n")?;
+    b.vmgangd().restart()?;
+    let diagnosis = diagnose(a, 0, &["b", "--gang", "web"])?;
+    ensure!(
+        subjects(&diagnosis, "destination", "ok") == ["b"],
+        "{diagnosis:#}"
+    );
+    Ok(())
 }
 
 fn peers_and_names(a: &Host, b: &Host, to_b: &str) -> Result<()> {
