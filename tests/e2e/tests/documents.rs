@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use vmgang_e2e::documents::{commands, workspace};
-use vmgang_e2e::{Ended, boot_all, clone_guest, start_vmgang, uri, vmgang, wait_until, with_lab};
+use vmgang_e2e::{
+    Ended, boot_all, clone_guest, install_tree, start_vmgang, uri, vmgang, wait_until, with_lab,
+};
 use vmgang_lab::Lab;
 
 /// The guests that the documents speak of.
@@ -177,12 +179,19 @@ fn commands_of_the_lab_work() -> Result<()> {
         );
         Ok(())
     };
+    let tree = install_tree()?.display().to_string();
     let run_all = || -> Result<()> {
-        for command in commands("tests/lab/README.md")? {
+        let both = [
+            commands("tests/lab/README.md")?,
+            commands("docs/tutorial.md")?,
+        ];
+        for command in both.concat() {
+            // Where this build has it.
+            let command = command.replace("target/install", &tree);
             let words: Vec<&str> = command.split_whitespace().collect();
             match words[..] {
                 ["lab", ref arguments @ ..] => lab(arguments)?,
-                ["cargo", "build", "-p", "vmgang-lab"] => {}
+                ["cargo", "build", .., "-p", "vmgang-lab"] | ["make", "stage"] => {}
                 _ => bail!("the test does not know this command: {command}"),
             }
         }
