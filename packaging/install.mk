@@ -3,6 +3,7 @@ PREFIX ?= /usr
 BUILD_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 bindir ?= $(PREFIX)/bin
 sbindir ?= $(PREFIX)/sbin
+libexecdir ?= $(PREFIX)/libexec
 datadir ?= $(PREFIX)/share
 mandir ?= $(datadir)/man
 # Where the Python that runs virt-manager looks.
@@ -21,6 +22,7 @@ install-files:
 	install -D -m 0755 $(BUILD_DIR)/vmgang $(DESTDIR)$(bindir)/vmgang
 	install -D -m 0755 $(BUILD_DIR)/vmgangd $(DESTDIR)$(sbindir)/vmgangd
 	install -D -m 0755 $(BUILD_DIR)/vmgang-hook $(DESTDIR)$(sbindir)/vmgang-hook
+	install -D -m 0755 $(BUILD_DIR)/vmgang-virsh $(DESTDIR)$(libexecdir)/vmgang/virsh
 	install -d $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d
 	sed 's|@sbindir@|$(sbindir)|' hooks/qemu > $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/vmgang
 	chmod 0755 $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/vmgang
@@ -58,6 +60,9 @@ install-files:
 uninstall: ## what install has put there; configuration and history stay
 	rm -f $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/vmgang $(DESTDIR)$(sbindir)/vmgang-hook
 	rm -f $(DESTDIR)$(bindir)/vmgang $(DESTDIR)$(sbindir)/vmgangd
+	# Only the link that leads to vmgang, see docs/operations.md.
+	test "$$(readlink $(DESTDIR)/usr/local/bin/virsh)" != $(libexecdir)/vmgang/virsh || rm $(DESTDIR)/usr/local/bin/virsh
+	rm -rf $(DESTDIR)$(libexecdir)/vmgang
 	rm -f $(DESTDIR)$(unitdir)/vmgangd.service $(DESTDIR)$(tmpfilesdir)/vmgang.conf $(DESTDIR)$(sysusersdir)/vmgang.conf
 	rm -f $(DESTDIR)$(datadir)/dbus-1/system.d/org.vmgang.VMGang1.conf
 	rm -f $(DESTDIR)$(datadir)/dbus-1/system-services/org.vmgang.VMGang1.service

@@ -28,11 +28,11 @@ find "$tree" -type d -exec chmod 0755 {} +
 # Programs without symbols; libraries that they ask for.
 mkdir -p "$work/debian"
 printf 'Source: vmgang\n\nPackage: vmgang\nArchitecture: any\n' > "$work/debian/control"
-for program in usr/bin/vmgang usr/sbin/vmgangd usr/sbin/vmgang-hook; do
+for program in usr/bin/vmgang usr/sbin/vmgangd usr/sbin/vmgang-hook usr/libexec/vmgang/virsh; do
     strip --remove-section=.comment --remove-section=.note "$tree/$program"
 done
 libraries=$(cd "$work" && dpkg-shlibdeps -O -e"$tree/usr/bin/vmgang" -e"$tree/usr/sbin/vmgangd" \
-        -e"$tree/usr/sbin/vmgang-hook" |
+        -e"$tree/usr/sbin/vmgang-hook" -e"$tree/usr/libexec/vmgang/virsh" |
     sed -n 's/^shlibs:Depends=//p')
 [ -n "$libraries" ] || { echo "dpkg-shlibdeps found no libraries" >&2; exit 1; }
 

@@ -14,12 +14,8 @@ pub async fn run(connection: &Connection, options: ReturnOptions) -> anyhow::Res
     let manager = proxies::manager(connection).await?;
     let of = proxies::find_job(connection, &options.job).await?;
     let here = options.destination.as_deref().unwrap_or_default();
-    let (path, changes) = tokio::select! {
-        started = manager.return_(&of.1, here, dictionary(&options)) => started?,
-        _ = interrupt.recv() => {
-            anyhow::bail!("interrupted before the job had started; `vmgang status` shows whether it did");
-        }
-    };
+    let asked = manager.return_(&of.1, here, dictionary(&options));
+    let (path, changes) = migrate::unless_interrupted(&mut interrupt, asked).await?;
     for change in changes {
         eprintln!("vmgang: {change}");
     }

@@ -1,35 +1,13 @@
-//! vmgang: the command line. Parses arguments, talks to vmgangd over D-Bus, prints.
-//! Must not talk to libvirt or to peers.
-
-mod arguments;
-mod bring_back;
-mod control;
-mod doctor;
-mod estimate;
-mod gang;
-mod heat_map;
-mod history;
-mod migrate;
-mod progress;
-mod proxies;
-mod report;
-mod stage;
-mod text;
+//! vmgang: the command line. Parses arguments, and has the rest of the crate do what they say.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use arguments::{Arguments, Command};
-
-/// Exit codes that scripts rely on. 2, wrong usage, is clap's.
-pub mod exit {
-    pub const MIGRATED: u8 = 0;
-    pub const FAILED: u8 = 1;
-    pub const USAGE: u8 = 2;
-    pub const PARTIAL: u8 = 3;
-    pub const ABORTED: u8 = 4;
-}
+use vmgang_cli::arguments::{Arguments, Command};
+use vmgang_cli::{
+    bring_back, control, doctor, estimate, exit, gang, history, migrate, proxies, stage,
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {

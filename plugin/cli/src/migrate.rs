@@ -24,13 +24,8 @@ pub async fn run(connection: &Connection, options: MigrateOptions) -> anyhow::Re
     };
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch ctrl-C")?;
     let manager = proxies::manager(connection).await?;
-    // Ctrl-C before there is a job simply ends this program.
-    let path = tokio::select! {
-        path = manager.migrate(gang, destination, dictionary(&options)) => path?,
-        _ = interrupt.recv() => {
-            anyhow::bail!("interrupted before the job had started; `vmgang status` shows whether it did");
-        }
-    };
+    let asked = manager.migrate(gang, destination, dictionary(&options));
+    let path = unless_interrupted(&mut interrupt, asked).await?;
     to_the_end(connection, &path, (options.quiet, options.json), interrupt).await
 }
 
@@ -56,6 +51,19 @@ pub async fn to_the_end(
         eprintln!("vmgang: {error}");
     }
     Ok(report.exit_code())
+}
+
+/// Asks for a job. Ctrl-C before there is one simply ends this program.
+pub async fn unless_interrupted<T>(
+    interrupt: &mut Signal,
+    asked: impl Future<Output = zbus::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        job = asked => Ok(job?),
+        _ = interrupt.recv() => anyhow::bail!(
+            "interrupted before the job had started; `vmgang status` shows whether it did"
+        ),
+    }
 }
 
 /// Asked of the daemon, because the report has no field for it.

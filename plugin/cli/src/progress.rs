@@ -173,8 +173,12 @@ fn members(progress: &Dictionary) -> Vec<Member> {
 /// Where progress goes.
 pub enum Display {
     Bars(Bars),
-    Lines { last: Option<Instant> },
+    Lines {
+        last: Option<Instant>,
+    },
     Nothing,
+    /// Somebody's own way of showing it.
+    Other(Box<dyn FnMut(&Snapshot)>),
 }
 
 impl Display {
@@ -198,6 +202,7 @@ impl Display {
                 }
             }
             Display::Nothing => {}
+            Display::Other(show) => show(snapshot),
         }
     }
 
@@ -206,7 +211,7 @@ impl Display {
         match self {
             Display::Bars(bars) => bars.area.suspend(|| eprintln!("{text}")),
             Display::Lines { .. } => eprintln!("{text}"),
-            Display::Nothing => {}
+            Display::Nothing | Display::Other(_) => {}
         }
     }
 

@@ -79,6 +79,11 @@ impl Preflight<'_> {
             tracing::debug!(job = %self.job.simple(), elapsed_ms, "preflight: {what}");
         };
         let transport = (self.parts.transport)().map_err(ServiceError::TlsFailed)?;
+        if self.request.tls && matches!(transport, Transport::Plain) {
+            return Err(ServiceError::TlsFailed(
+                "TLS was asked for, but vmgangd on this host talks to its peers without; take `tls = false` out of vmgang.toml on both hosts and restart vmgangd, or leave the option tls out".into(),
+            ));
+        }
         let page_key = transport.page_key();
         let scanned = self.scanned(&page_key);
         let access = &self.parts.libvirt_access;

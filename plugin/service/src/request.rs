@@ -53,6 +53,8 @@ pub struct MigrateRequest {
     pub unsafe_disks: bool,
     /// Go on where a broken post-copy has stopped.
     pub post_copy_resume: bool,
+    /// Not at all unless the peer is talked to over TLS.
+    pub tls: bool,
     pub techniques: Techniques,
 }
 
@@ -129,6 +131,7 @@ impl MigrateRequest {
             balloon: options.flag("balloon")?,
             unsafe_disks: options.flag("unsafe")?,
             post_copy_resume,
+            tls: options.flag("tls")?,
             techniques,
         };
         options.finish(&MIGRATE_OPTIONS)?;
@@ -164,7 +167,7 @@ const ON_STALLS: [(&str, OnStall); 4] = [
     ("abort", OnStall::Abort),
 ];
 /// All there are, to be named where another one is given.
-const MIGRATE_OPTIONS: [&str; 23] = [
+const MIGRATE_OPTIONS: [&str; 24] = [
     "domains",
     "all",
     "peer",
@@ -187,6 +190,7 @@ const MIGRATE_OPTIONS: [&str; 23] = [
     "unsafe",
     "copy-storage-all",
     "copy-storage-inc",
+    "tls",
     "technique",
 ];
 
@@ -529,6 +533,7 @@ mod tests {
                 ("parallel", Variant::from(4u64)),
                 ("auto-converge", Variant::from(true)),
                 ("unsafe", Variant::from(true)),
+                ("tls", Variant::from(true)),
                 ("technique", Variant::from("all")),
             ]),
         )
@@ -547,7 +552,7 @@ mod tests {
         assert_eq!(request.policy.switchover, Switchover::Staggered);
         assert_eq!(request.policy.concurrency.get(), 3);
         assert_eq!(request.parallel, NonZeroU8::new(4));
-        assert!(request.auto_converge && request.unsafe_disks);
+        assert!(request.auto_converge && request.unsafe_disks && request.tls);
         assert!(request.check_members(3).is_ok());
         let refused = request.check_members(4).expect_err("too many");
         assert!(refused.sentence().contains("together"), "{refused}");

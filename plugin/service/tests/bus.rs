@@ -122,6 +122,13 @@ async fn bad_input_gets_a_named_error_and_no_job() {
             "nothing to migrate",
         ),
         (
+            "",
+            URI,
+            Options::from([("all", Variant::from(true)), ("tls", Variant::from(true))]),
+            "TlsFailed",
+            "`tls = false`",
+        ),
+        (
             "dead",
             URI,
             Options::from([("zerocopy", Variant::from(true))]),

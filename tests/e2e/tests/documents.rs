@@ -84,6 +84,20 @@ fn run(lab: &Lab, command: &str) -> Result<()> {
             }
             vmgang(a, arguments)?.expect(0)?;
         }
+        // What a host of the lab can do like any other; diversions are for packages.rs.
+        ["ln", "-s", _, "/usr/local/bin/virsh"] | ["rm", "/usr/local/bin/virsh"] => {
+            a.run(&words)?;
+        }
+        ["command", "-v", "virsh"] => {
+            let found = a.run(&["sh", "-c", command])?;
+            ensure!(found.trim() == "/usr/local/bin/virsh", "{found}");
+        }
+        ["dpkg-divert", ..] | ["rm", "/usr/bin/virsh", ..] => {}
+        // As where it is switched on.
+        ["virsh", ref arguments @ ..] if arguments.contains(&"--gang") => {
+            bring_home(lab)?;
+            a.run(&[&["/usr/libexec/vmgang/virsh"], arguments].concat())?;
+        }
         ["virsh", ..] => {
             bring_home(lab)?;
             a.run(&words)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use vmgang_e2e::documents::workspace;
+use vmgang_e2e::documents::{commands, workspace};
 use vmgang_e2e::{Ended, install_tree};
 use vmgang_lab::{Host, Lab, LabOptions, RootRecipe};
 
@@ -28,6 +28,8 @@ const HOOK: &str = "/etc/libvirt/hooks/qemu.d/vmgang";
 /// A user without rights.
 const READER: &str = "reader";
 const CONFIGURATION: &str = "/etc/vmgang/vmgang.toml";
+const VIRSH: &str = "/usr/bin/virsh";
+const REAL_VIRSH: &str = "/usr/bin/virsh.libvirt";
 const SNIPPET: &str = "/etc/apparmor.d/abstractions/libvirt-qemu.d/vmgang";
 
 #[test]
@@ -47,6 +49,7 @@ fn packages_install_upgrade_and_leave_nothing() -> Result<()> {
         let package = "/root/vmgang.deb";
         host.write_file(package, fs::read(built()?)?)?;
         let newer = newer(host, package)?;
+        let newer_virsh = newer_virsh(host)?;
         host.run(&["useradd", READER])?;
         let before = files(host)?;
 
@@ -56,6 +59,9 @@ fn packages_install_upgrade_and_leave_nothing() -> Result<()> {
         unit_is_sound(host)?;
         manuals_are_sound(host)?;
         completions_complete(host)?;
+        virsh_has_a_front_end(host)?;
+        virsh_can_be_upgraded_and_missing(host, &newer_virsh)?;
+        virsh_can_be_switched_off_and_on(host)?;
         apparmor_takes_the_snippet(host)?;
         selinux_takes_the_module(host)?;
         let packed =
@@ -65,10 +71,16 @@ fn packages_install_upgrade_and_leave_nothing() -> Result<()> {
 
         upgrade(host, &newer)?;
         remove(host)?;
+        virsh_is_its_own(host)?;
+        // Taken in again, it is as it was, and as it is from the start after a purge.
+        install(host, package)?;
+        virsh_has_a_front_end(host)?;
         purge(host, &before)?;
+        virsh_is_its_own(host)?;
 
         // Somebody has put people into the group: it stays.
         install(host, package)?;
+        virsh_has_a_front_end(host)?;
         host.run(&["useradd", "--groups", "vmgang", "somebody"])?;
         host.run(&["dpkg", "--purge", "vmgang"])?;
         host.run(&["getent", "group", "vmgang"])?;
@@ -103,6 +115,20 @@ fn newer(host: &Host, package: &str) -> Result<String> {
     );
     host.run(&["sh", "-c", &script])?;
     Ok("/root/next.deb".to_owned())
+}
+
+/// libvirt-clients with another virsh in it, which differs by a byte at its end.
+fn newer_virsh(host: &Host) -> Result<String> {
+    let script = "set -e; cd /root; mkdir -p clients/DEBIAN\n\
+        dpkg -L libvirt-clients | while read -r file; do\n\
+            test -d \"$file\" || cp -a --parents \"$file\" clients\n\
+        done\n\
+        dpkg-query -W -f 'Package: libvirt-clients\\nVersion: ${Version}+next\\nArchitecture: ${Architecture}\\n\
+            Maintainer: ${Maintainer}\\nDescription: virsh\\n' libvirt-clients | sed 's/^ *//' > clients/DEBIAN/control\n\
+        echo >> clients/usr/bin/virsh\n\
+        dpkg-deb -b clients clients.deb; rm -r clients";
+    host.run(&["bash", "-c", script])?;
+    Ok("/root/clients.deb".to_owned())
 }
 
 /// All files of the host but those that dpkg, systemd's tools and daemons write for themselves.
@@ -188,6 +214,64 @@ fn works(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// dpkg tells of the front end, and that nobody has tampered with libvirt's file.
+fn virsh_has_a_front_end(host: &Host) -> Result<()> {
+    let diverted = host.run(&["dpkg-divert", "--list", "vmgang"])?;
+    ensure!(
+        diverted.contains(&format!("{VIRSH} to {REAL_VIRSH} by vmgang")),
+        "{diverted}"
+    );
+    let altered = host.run(&["dpkg", "--verify", "libvirt-clients"])?;
+    ensure!(!altered.contains("virsh"), "{altered}");
+    let (front, real) = (host.run(&[VIRSH, "-v"])?, host.run(&[REAL_VIRSH, "-v"])?);
+    ensure!(front == real, "{front}, {real}");
+    host.run(&["virsh", "migrate", "--gang", "--help"])?;
+    Ok(())
+}
+
+/// As if vmgang had never been there.
+fn virsh_is_its_own(host: &Host) -> Result<()> {
+    let diverted = host.run(&["dpkg-divert", "--list", "vmgang"])?;
+    ensure!(diverted.is_empty(), "{diverted}");
+    ensure!(!host.file_exists(REAL_VIRSH), "{REAL_VIRSH} is still there");
+    host.run(&["virsh", "--version"])?;
+    let unknown: Ended = host.exec(&["virsh", "migrate", "--gang", "--help"])?.into();
+    ensure!(unknown.expect(1)?.stderr.contains("support option --gang"));
+    Ok(())
+}
+
+fn virsh_can_be_upgraded_and_missing(host: &Host, newer: &str) -> Result<()> {
+    let bytes = |file: &str| host.run(&["stat", "-L", "-c", "%s", file]);
+    let (front, real) = (bytes(VIRSH)?, bytes(REAL_VIRSH)?);
+    install(host, newer)?;
+    ensure!(bytes(VIRSH)? == front, "the front end was overwritten");
+    ensure!(bytes(REAL_VIRSH)? != real, "virsh is the old one");
+    virsh_has_a_front_end(host)?;
+
+    host.run(&["dpkg", "--remove", "--force-depends", "libvirt-clients"])?;
+    for words in [&["virsh", "list"][..], &["virsh"]] {
+        let missing = Ended::from(host.exec(words)?).expect(127)?;
+        ensure!(missing.stderr.contains("libvirt-clients"), "{missing:?}");
+    }
+    install(host, newer)?;
+    virsh_has_a_front_end(host)
+}
+
+/// By the commands that the guide has, which then hold over an upgrade.
+fn virsh_can_be_switched_off_and_on(host: &Host) -> Result<()> {
+    switch_virsh(host, "rm /usr/bin/virsh && dpkg-divert")?;
+    virsh_is_its_own(host)?;
+    switch_virsh(host, "dpkg-divert --package vmgang --rename --divert")?;
+    virsh_has_a_front_end(host)
+}
+
+fn switch_virsh(host: &Host, begins: &str) -> Result<()> {
+    let commands = commands("docs/operations.md")?;
+    let command = commands.iter().find(|command| command.starts_with(begins));
+    host.run(&["sh", "-c", command.context("the guide does not say how")?])?;
+    Ok(())
+}
+
 fn unit_is_sound(host: &Host) -> Result<()> {
     let unit = "/usr/lib/systemd/system/vmgangd.service";
     let said: Ended = host.exec(&["systemd-analyze", "verify", unit])?.into();
@@ -205,7 +289,13 @@ fn unit_is_sound(host: &Host) -> Result<()> {
 
 fn manuals_are_sound(host: &Host) -> Result<()> {
     let pages = host.run(&["sh", "-c", "ls /usr/share/man/man*/vmgang*"])?;
-    for page in ["vmgang.1", "vmgang-migrate.1", "vmgang.toml.5", "vmgangd.8"] {
+    for page in [
+        "vmgang.1",
+        "vmgang-migrate.1",
+        "vmgang-virsh.1",
+        "vmgang.toml.5",
+        "vmgangd.8",
+    ] {
         ensure!(
             pages.contains(&format!("/{page}.gz")),
             "{page} is not in {pages}"
@@ -344,12 +434,18 @@ fn rpm_has_the_same(host: &Host, packed: &BTreeSet<String>) -> Result<()> {
         "/usr/sbin/vmgang-hook",
         "/root/prebuilt",
     ])?;
+    host.run(&[
+        "cp",
+        "/usr/libexec/vmgang/virsh",
+        "/root/prebuilt/vmgang-virsh",
+    ])?;
     let mut build = vec!["rpmbuild", "-bb", "--nodeps", spec];
     for macro_of_its_host in [
         "prebuilt /root/prebuilt",
         "_unitdir /usr/lib/systemd/system",
         "_sysusersdir /usr/lib/sysusers.d",
         "_tmpfilesdir /usr/lib/tmpfiles.d",
+        "_libexecdir /usr/libexec",
         "_sharedstatedir /var/lib",
         "_sysconfdir /etc",
         "python3_sitelib /usr/lib/python3/dist-packages",
@@ -378,7 +474,10 @@ fn upgrade(host: &Host, newer: &str) -> Result<()> {
     let mine = host.read_text(CONFIGURATION)? + "connections = 2\n";
     host.write_file(CONFIGURATION, &mine)?;
     host.write_file("/var/lib/vmgang/jobs/kept.txt", "")?;
+    switch_virsh(host, "rm /usr/bin/virsh && dpkg-divert")?;
     install(host, newer)?;
+    virsh_is_its_own(host)?;
+    switch_virsh(host, "dpkg-divert --package vmgang --rename --divert")?;
     ensure!(status(host)?.ends_with("+next"), "{}", status(host)?);
     ensure!(
         host.read_text(CONFIGURATION)? == mine,
@@ -403,6 +502,7 @@ fn remove(host: &Host) -> Result<()> {
     for gone in [
         "/usr/bin/vmgang",
         "/usr/sbin/vmgangd",
+        "/usr/libexec/vmgang",
         "/usr/lib/systemd/system/vmgangd.service",
     ] {
         ensure!(!host.file_exists(gone), "{gone} is still there");

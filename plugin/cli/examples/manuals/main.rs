@@ -1,10 +1,7 @@
 //! Writes what is made from other sources at build time, into one directory: the manual pages and
-//! shell completions of `vmgang`, from its own grammar, and vmgang.toml(5), from the packaged file.
+//! shell completions of `vmgang`, from its own grammar, vmgang-virsh(1), and vmgang.toml(5), from the packaged file.
 //! Must not: say anything of its own about options and keys.
 
-#[path = "../../src/arguments.rs"]
-#[allow(dead_code, reason = "only the grammar is used")]
-mod arguments;
 mod config_page;
 
 use std::fs;
@@ -14,6 +11,8 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::Man;
+use vmgang_cli::arguments::Arguments;
+use vmgang_cli::virsh::manual;
 
 /// What the grammar does not know, at the end of vmgang(1).
 const EPILOGUE: &str = "\
@@ -38,6 +37,7 @@ With 1 and 4 every member is on the source as before, unless its state is
 .BR failed :
 then its error says what is known.
 .SH SEE ALSO
+.BR vmgang-virsh (1),
 .BR vmgangd (8),
 .BR vmgang.toml (5),
 .BR virsh (1)
@@ -60,7 +60,9 @@ fn main() -> anyhow::Result<()> {
         .with_context(|| format!("cannot read {configuration}"))?;
     write("vmgang.toml.5", config_page::page(&text)?.as_bytes())?;
 
-    let command = arguments::Arguments::command();
+    write("vmgang-virsh.1", manual::page().as_bytes())?;
+
+    let command = Arguments::command();
     for (name, shell) in [
         ("vmgang.bash", Shell::Bash),
         ("_vmgang", Shell::Zsh),
