@@ -120,9 +120,7 @@ fn newer(host: &Host, package: &str) -> Result<String> {
 /// libvirt-clients with another virsh in it, which differs by a byte at its end.
 fn newer_virsh(host: &Host) -> Result<String> {
     let script = "set -e; cd /root; mkdir -p clients/DEBIAN\n\
-        dpkg -L libvirt-clients | while read -r file; do\n\
-            test -d \"$file\" || cp -a --parents \"$file\" clients\n\
-        done\n\
+        dpkg -L libvirt-clients | sed 's|^/||' | tar -C / -c --no-recursion -T - | tar -x -C clients\n\
         dpkg-query -W -f 'Package: libvirt-clients\\nVersion: ${Version}+next\\nArchitecture: ${Architecture}\\n\
             Maintainer: ${Maintainer}\\nDescription: virsh\\n' libvirt-clients | sed 's/^ *//' > clients/DEBIAN/control\n\
         echo >> clients/usr/bin/virsh\n\
