@@ -219,8 +219,10 @@ fn virsh_has_a_front_end(host: &Host) -> Result<()> {
         diverted.contains(&format!("{VIRSH} to {REAL_VIRSH} by vmgang")),
         "{diverted}"
     );
-    let altered = host.run(&["dpkg", "--verify", "libvirt-clients"])?;
-    ensure!(!altered.contains("virsh"), "{altered}");
+    // It misses manuals, which the lab's roots never had.
+    let altered: Ended = host.exec(&["dpkg", "--verify", "libvirt-clients"])?.into();
+    let programs = altered.stdout.lines().filter(|line| line.contains("/bin/"));
+    ensure!(programs.count() == 0, "{altered:?}");
     let (front, real) = (host.run(&[VIRSH, "-v"])?, host.run(&[REAL_VIRSH, "-v"])?);
     ensure!(front == real, "{front}, {real}");
     host.run(&["virsh", "migrate", "--gang", "--help"])?;
