@@ -11,20 +11,21 @@ def finding(level, subject, fix="mend it"):
 
 
 class Findings(unittest.TestCase):
-    FOUND = [finding("advice", "web1, web2"), finding("warning", "web2"), finding("refused", "b"),
+    FOUND = [finding("advice", "web1, web2"), finding("warning", "web2"), finding("refused", "web2"),
+             finding("warning", "b"),
              finding("ok", "web3", None)]
 
     def test_members_have_their_own_and_the_worst_counts(self):
         about = findings.of_members(self.FOUND, ["web1", "web2", "web3"])
         self.assertEqual({name: remark.level for name, remark in about.items()},
-                         {"web1": "advice", "web2": "warning"})
-        self.assertEqual(about["web2"].text.count("mend it"), 2)
+                         {"web1": "advice", "web2": "refused"})
+        self.assertEqual(about["web2"].text.count("mend it"), 3)
 
     def test_the_rest_is_about_the_hosts(self):
         rest = findings.of_hosts(self.FOUND, ["web1", "web2", "web3"])
-        self.assertEqual(rest.level, "refused")
+        self.assertEqual(rest.level, "warning")
         self.assertNotIn("web", rest.text)
-        self.assertIsNone(findings.of_hosts(self.FOUND[:2], ["web1", "web2"]))
+        self.assertIsNone(findings.of_hosts(self.FOUND[:3], ["web1", "web2"]))
 
     def test_an_estimate_names_what_saves_most_first(self):
         text = findings.estimated({"migration": {"qemu_stream": 1000, "wire": 250, "saved": {

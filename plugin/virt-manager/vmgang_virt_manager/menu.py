@@ -62,7 +62,7 @@ def _after(owner, name, work):
 def _item(activated):
     item = Gtk.MenuItem.new_with_mnemonic(LABEL)
     item.vmm_widget_name = NAME
-    item.connect("activate", lambda _item: guarded(activated))
+    item.connect("activate", lambda _item: activated())
     item.show()
     return item
 
@@ -73,9 +73,12 @@ def _allow(item, reason):
 
 
 def _show_dialog(source, conn, vm):
-    # Only now: it costs some time, and most starts of virt-manager do without.
-    from .dialog import GangDialog
-    GangDialog.show_instance(source, conn, vm)
+    try:
+        # Only now: it costs some time, and most starts of virt-manager do without.
+        from .dialog import GangDialog
+        GangDialog.show_instance(source, conn, vm)
+    except Exception as error:  # pylint: disable=broad-except
+        source.err.show_err("Error launching vmgang's dialog: %s" % error)
 
 
 # pylint: disable=protected-access
