@@ -15,6 +15,7 @@ BUS_NAME = "org.vmgang.VMGang1"
 MANAGER_PATH = "/org/vmgang/VMGang1"
 MANAGER = "org.vmgang.Manager1"
 JOB = "org.vmgang.Job1"
+JOB_PROPERTIES = ("Progress", "Result", "State", "Statistics")
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 # Some answers take as long as an estimate of a large gang, or as a user takes to type a password.
@@ -64,7 +65,15 @@ class Daemon:
 
     def job(self, path, done, failed):
         """`done` gets the job's properties."""
-        self._call(path, PROPERTIES, "GetAll", GLib.Variant("(s)", (JOB,)), done, failed)
+        def told(properties):
+            # Those that may not be read are left out.
+            if len(properties) < len(JOB_PROPERTIES):
+                failed(Refusal("", "this user may not look at jobs; have the administrator allow the polkit action "
+                                   "org.vmgang.read"))
+            else:
+                done(properties)
+
+        self._call(path, PROPERTIES, "GetAll", GLib.Variant("(s)", (JOB,)), told, failed)
 
     def abort(self, path, done, failed):
         self._call(path, JOB, "Abort", None, done, failed, interactive=True)

@@ -13,7 +13,7 @@ Xvfb -displayfd 3 -screen 0 1280x1024x24 -nolisten tcp 3> "$directory/display" 2
 while ! grep -q . "$directory/display"; do sleep 0.1; done
 export DISPLAY=:$(cat "$directory/display") XDG_RUNTIME_DIR="$directory" GSETTINGS_BACKEND=keyfile
 xfwm4 2> "$directory/xfwm4.log" &
-echo "export DISPLAY=$DISPLAY XDG_RUNTIME_DIR=$directory DBUS_SESSION_BUS_ADDRESS='$DBUS_SESSION_BUS_ADDRESS'" \
+echo "export HOME=$HOME DISPLAY=$DISPLAY XDG_RUNTIME_DIR=$directory DBUS_SESSION_BUS_ADDRESS='$DBUS_SESSION_BUS_ADDRESS'" \
     > "$directory/environment.new"
 mv "$directory/environment.new" "$directory/environment"
 exec virt-manager --debug > "$directory/virt-manager.log" 2>&1
