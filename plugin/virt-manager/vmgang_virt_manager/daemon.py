@@ -59,7 +59,8 @@ class Daemon:
         self._manager("Estimate", asked, lambda answer: done(json.loads(answer)), failed, interactive=True)
 
     def migrate(self, gang, destination, options, done, failed):
-        """`done` gets the path of the job."""
+        """Takes the options of request.py; `done` gets the path of the job."""
+        options = {name: GLib.Variant(*typed) for name, typed in options.items()}
         asked = GLib.Variant("(ssa{sv})", (gang, destination, options))
         self._manager("Migrate", asked, done, failed, interactive=True)
 

@@ -3,8 +3,6 @@
 Owns what the dialog's choices are called there. Pure.
 """
 
-from gi.repository import GLib
-
 # What is done about a VM that dirties its memory as fast as it can be sent: the value, and for the user.
 ON_STALL = (
     ("throttle", "Slow it down"),
@@ -15,22 +13,22 @@ ON_STALL = (
 
 
 def options(choice, settings):
-    """The dictionary of `Migrate`. Values that vmgangd takes for granted are left out."""
+    """The dictionary of `Migrate`, each value with its D-Bus type. What vmgangd takes for granted is left out."""
     asked = {}
     if choice.all:
-        asked["all"] = GLib.Variant("b", True)
+        asked["all"] = ("b", True)
     elif not choice.gang:
-        asked["domains"] = GLib.Variant("as", choice.domains)
+        asked["domains"] = ("as", choice.domains)
     # As virt-manager's own dialog has it: the destination is the VM's new home, unless the move is temporary.
     if not settings["temporary"]:
-        asked["persistent"] = asked["undefinesource"] = GLib.Variant("b", True)
+        asked["persistent"] = asked["undefinesource"] = ("b", True)
     for flag in ("postcopy", "unsafe"):
         if settings[flag]:
-            asked[flag] = GLib.Variant("b", True)
+            asked[flag] = ("b", True)
     if settings["bandwidth"]:
-        asked["bandwidth"] = GLib.Variant("t", settings["bandwidth"])
+        asked["bandwidth"] = ("t", settings["bandwidth"])
     if settings["on-stall"] != "throttle":
-        asked["on-stall"] = GLib.Variant("s", settings["on-stall"])
+        asked["on-stall"] = ("s", settings["on-stall"])
     if settings["leave-failed"]:
-        asked["on-failure"] = GLib.Variant("s", "continue")
+        asked["on-failure"] = ("s", "continue")
     return asked
