@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use zbus::{Connection, Variant};
 
 use crate::arguments::{OnFailure, ReturnOptions};
-use crate::{migrate, proxies};
+use crate::{migrate, proxies, text};
 
 pub async fn run(connection: &Connection, options: ReturnOptions) -> anyhow::Result<u8> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch ctrl-C")?;
@@ -17,7 +17,7 @@ pub async fn run(connection: &Connection, options: ReturnOptions) -> anyhow::Res
     let asked = manager.return_(&of.1, here, dictionary(&options));
     let (path, changes) = migrate::unless_interrupted(&mut interrupt, asked).await?;
     for change in changes {
-        eprintln!("vmgang: {change}");
+        eprintln!("{}", text::complaint(&change));
     }
     migrate::to_the_end(connection, &path, (options.quiet, options.json), interrupt).await
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use zbus::{Connection, Variant};
 
 use crate::arguments::DoctorOptions;
-use crate::{exit, proxies, text};
+use crate::{exit, migrate, paint, proxies, text};
 
 /// Where the text of a finding begins, behind its level.
 const INDENT: usize = 9;
@@ -34,7 +34,8 @@ impl Diagnosis {
         let mut report = String::new();
         for finding in &self.findings {
             let told = format!("{}: {}", finding.subject, finding.what);
-            report.push_str(&text::paragraph(&finding.level, INDENT, &told));
+            let level = paint::state(&finding.level);
+            report.push_str(&text::paragraph(&level, INDENT, &told));
             if let Some(fix) = &finding.fix {
                 report.push_str(&text::paragraph("", INDENT, &format!("-> {fix}")));
             }
@@ -71,8 +72,7 @@ pub async fn run(connection: &Connection, options: DoctorOptions) -> anyhow::Res
     let manager = proxies::manager(connection).await?;
     let destination = options.destination.as_deref().unwrap_or_default();
     let result = manager.diagnose(destination, asked).await?;
-    let diagnosis: Diagnosis =
-        serde_json::from_str(&result).context("vmgangd's diagnosis cannot be read")?;
+    let diagnosis: Diagnosis = serde_json::from_str(&result).context(migrate::REPORT_UNREADABLE)?;
     match options.json {
         true => println!("{result}"),
         false => print!("{}", diagnosis.report()),

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use zbus::Connection;
 
 use crate::arguments::EstimateOptions;
-use crate::{exit, heat_map, proxies, text};
+use crate::savings::Saved;
+use crate::{exit, heat_map, migrate, proxies, savings, text};
 
 const PAGE_BYTES: u64 = 4096;
 /// A wider matrix does not fit 80 columns.
@@ -41,7 +42,7 @@ pub struct Member {
 struct Migration {
     qemu_stream: u64,
     wire: u64,
-    saved: serde_json::Map<String, serde_json::Value>,
+    saved: Saved,
 }
 
 impl Estimate {
@@ -62,7 +63,7 @@ impl Estimate {
             .iter()
             .map(|member| {
                 vec![
-                    member.name.clone(),
+                    text::plain(&member.name),
                     text::bytes(member.memory_bytes),
                     size(member.zero + member.uniform),
                     size(member.intra_vm),
@@ -93,7 +94,8 @@ impl Estimate {
         header.extend((1..=members).map(|number| format!("IN {number}")));
         let rows: Vec<Vec<String>> = (0..members)
             .map(|row| {
-                let mut cells = vec![format!("{} {}", row + 1, self.members[row].name)];
+                let name = text::plain(&self.members[row].name);
+                let mut cells = vec![format!("{} {name}", row + 1)];
                 cells.extend((0..members).map(|column| match row == column {
                     true => "-".to_owned(),
                     false => self.percent(row, column).to_string(),
@@ -111,28 +113,9 @@ impl Estimate {
             wire,
             saved,
         } = &self.migration;
-        let share =
-            |bytes: u64| format!("{}%", (bytes * 100).checked_div(*qemu_stream).unwrap_or(0));
-        let mut rows = vec![vec![
-            "migration streams".to_owned(),
-            text::bytes(*qemu_stream),
-            String::new(),
-        ]];
-        for (name, bytes) in saved {
-            if let Some(bytes) = bytes.as_i64().filter(|bytes| *bytes > 0) {
-                let bytes = bytes.unsigned_abs();
-                let name = format!("- {}", name.replace('_', " "));
-                rows.push(vec![name, text::bytes(bytes), share(bytes)]);
-            }
-        }
-        rows.push(vec![
-            "over the wire".to_owned(),
-            text::bytes(*wire),
-            share(*wire),
-        ]);
         format!(
-            "\n{}What the guests write while they migrate comes on top.\n",
-            text::table(&["A MIGRATION NOW", "", ""], &rows)
+            "\nA MIGRATION NOW\n{}What the guests write while they migrate comes on top.\n",
+            savings::table(*qemu_stream, *wire, saved)
         )
     }
 }
@@ -140,8 +123,7 @@ impl Estimate {
 pub async fn run(connection: &Connection, options: EstimateOptions) -> anyhow::Result<u8> {
     let manager = proxies::manager(connection).await?;
     let result = manager.estimate(&options.gang, HashMap::new()).await?;
-    let estimate: Estimate =
-        serde_json::from_str(&result).context("vmgangd's estimate cannot be read")?;
+    let estimate: Estimate = serde_json::from_str(&result).context(migrate::REPORT_UNREADABLE)?;
     if let Some(file) = &options.svg {
         write(file, &heat_map::draw(&estimate)?)?;
     }
@@ -191,7 +173,14 @@ pub mod tests {
             report.lines().all(|line| line.chars().count() <= 80),
             "{report}"
         );
-        for part in ["1.00 GiB", "50", "cross vm", "60%", "over the wire", "10%"] {
+        for part in [
+            "1.00 GiB",
+            "50",
+            "from others",
+            "60%",
+            "over the wire",
+            "10%",
+        ] {
             assert!(report.contains(part), "{part}: {report}");
         }
         assert!(

@@ -12,7 +12,7 @@ pub async fn run(connection: &Connection, command: GangCommand) -> anyhow::Resul
         GangCommand::List { json } => {
             let (gangs, problems) = manager.list_gangs().await?;
             for (_, problem) in &problems {
-                eprintln!("vmgang: {problem}");
+                eprintln!("{}", text::complaint(problem));
             }
             if json {
                 let gangs: Vec<_> = gangs
@@ -28,7 +28,7 @@ pub async fn run(connection: &Connection, command: GangCommand) -> anyhow::Resul
                 let rows: Vec<_> = gangs
                     .iter()
                     .map(|(name, active, total)| {
-                        vec![name.clone(), active.to_string(), total.to_string()]
+                        vec![text::plain(name), active.to_string(), total.to_string()]
                     })
                     .collect();
                 print!("{}", text::table(&["GANG", "RUNNING", "MEMBERS"], &rows));
@@ -57,7 +57,12 @@ pub async fn run(connection: &Connection, command: GangCommand) -> anyhow::Resul
                         } else {
                             order.to_string()
                         };
-                        vec![name.clone(), state.clone(), text::bytes(*memory), order]
+                        vec![
+                            text::plain(name),
+                            state.clone(),
+                            text::bytes(*memory),
+                            order,
+                        ]
                     })
                     .collect();
                 print!(

@@ -1,78 +1,18 @@
-//! `vmgang status` and `history`: jobs that run, and jobs that ended.
+//! `vmgang history`: jobs that have ended, and what became of one.
 
+use anyhow::Context;
+use futures_util::future::join_all;
 use serde_json::json;
 use zbus::Connection;
 
-use crate::arguments::{HistoryOptions, StatusOptions};
-use crate::progress::{Display, Snapshot};
+use crate::arguments::HistoryOptions;
 use crate::proxies::{self, JobLine, JobProxy};
 use crate::report::Report;
-use crate::stage::Stage;
-use crate::{exit, migrate, stage, text};
+use crate::snapshot::saved_percent;
+use crate::{exit, migrate, paint, text};
 
-fn ended(state: &str) -> bool {
+pub fn ended(state: &str) -> bool {
     !matches!(state, "preparing" | "running" | "switching")
-}
-
-pub async fn status(connection: &Connection, options: StatusOptions) -> anyhow::Result<u8> {
-    let manager = proxies::manager(connection).await?;
-    let mut stages = stage::list(&manager).await?;
-    let jobs = match &options.job {
-        Some(id) => {
-            if let Some(found) = stage::find(&stages, id) {
-                match options.json {
-                    true => println!("{}", found.to_json()),
-                    false => print!("{}", stage::table(std::slice::from_ref(found))),
-                }
-                return Ok(exit::MIGRATED);
-            }
-            vec![proxies::find_job(connection, id).await?]
-        }
-        None => {
-            let jobs = manager.list_jobs().await?;
-            jobs.into_iter().filter(|job| !ended(&job.4)).collect()
-        }
-    };
-    stages.retain(|stage| stage.live() && options.job.is_none());
-    if options.watch {
-        let Some(job) = jobs.first() else {
-            println!("No job is running; `vmgang history` lists those that ended.");
-            return Ok(exit::MIGRATED);
-        };
-        let proxy = proxies::job(connection, &job.0).await?;
-        let display = Display::new(options.json);
-        if let Some(result) = migrate::follow(&proxy, &job.0, display, None).await? {
-            show_result(&proxy, &result, options.json).await?;
-        }
-        return Ok(exit::MIGRATED);
-    }
-    if options.json {
-        let mut objects = Vec::new();
-        for job in &jobs {
-            objects.push(describe(connection, job).await?);
-        }
-        objects.extend(stages.iter().map(Stage::to_json));
-        match (options.job.is_some(), objects.as_slice()) {
-            (true, [one]) => println!("{one}"),
-            _ => println!("{}", json!(objects)),
-        }
-        return Ok(exit::MIGRATED);
-    }
-    if jobs.is_empty() {
-        println!("No job is running; `vmgang history` lists those that ended.");
-    }
-    for job in &jobs {
-        let proxy = proxies::job(connection, &job.0).await?;
-        let result = proxy.result().await?;
-        println!("job {}: {} to {}", job.1, subject(job), job.3);
-        if result.is_empty() {
-            println!("  {}", snapshot(&proxy).await?.line());
-        } else {
-            show_result(&proxy, &result, false).await?;
-        }
-    }
-    print!("{}", stage::table(&stages));
-    Ok(exit::MIGRATED)
 }
 
 pub async fn history(connection: &Connection, options: HistoryOptions) -> anyhow::Result<u8> {
@@ -106,40 +46,62 @@ pub async fn history(connection: &Connection, options: HistoryOptions) -> anyhow
     } else if jobs.is_empty() {
         println!("No job has ended yet.");
     } else {
+        let reports = join_all(jobs.iter().map(|job| report(connection, job))).await;
         let rows: Vec<_> = jobs
             .iter()
-            .map(|job| {
-                vec![
-                    job.1.chars().take(8).collect(),
-                    text::time(job.5),
-                    job.4.clone(),
-                    subject(job),
-                    job.3.clone(),
-                ]
-            })
+            .zip(reports)
+            .map(|(job, report)| row(job, report))
             .collect();
-        print!(
-            "{}",
-            text::table(&["JOB", "STARTED", "STATE", "GANG", "DESTINATION"], &rows)
-        );
+        let header = [
+            "JOB",
+            "STARTED (UTC)",
+            "STATE",
+            "GANG",
+            "TO",
+            "TIME",
+            "WIRE",
+            "SAVED",
+        ];
+        print!("{}", text::table(&header, &rows));
     }
     Ok(exit::MIGRATED)
 }
 
-fn subject(job: &JobLine) -> String {
-    if job.2.is_empty() {
-        "(domains)".into()
-    } else {
-        job.2.clone()
-    }
+async fn report(connection: &Connection, job: &JobLine) -> Option<Report> {
+    let proxy = proxies::job(connection, &job.0).await.ok()?;
+    serde_json::from_str(&proxy.result().await.ok()?).ok()
 }
 
-async fn show_result(job: &JobProxy<'_>, result: &str, json: bool) -> anyhow::Result<()> {
+/// What became of a job, in a line of the list; the report of one that this program cannot read is left out.
+fn row(job: &JobLine, report: Option<Report>) -> Vec<String> {
+    let (_, id, gang, destination, state, started) = job;
+    let mut row = vec![
+        id.chars().take(8).collect(),
+        text::date(*started),
+        paint::state(state),
+        match gang.as_str() {
+            "" => "(domains)".to_owned(),
+            gang => text::plain(gang),
+        },
+        text::plain(text::host(destination)),
+    ];
+    if let Some(report) = report {
+        let saved = saved_percent(report.bytes.qemu_stream, report.bytes.wire);
+        row.extend([
+            text::milliseconds(report.elapsed_ms),
+            text::bytes(report.bytes.wire),
+            saved.map_or("-".into(), |saved| format!("{saved}%")),
+        ]);
+    }
+    row
+}
+
+pub async fn show_result(job: &JobProxy<'_>, result: &str, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{result}");
     } else {
-        let report: Report = serde_json::from_str(result)?;
-        println!("job {}: {}", report.job, report.state);
+        let report: Report = serde_json::from_str(result).context(migrate::REPORT_UNREADABLE)?;
+        println!("job {}: {}", report.job, paint::state(&report.state));
         print!(
             "{}",
             report.summary(migrate::barrier_approximate(job).await)
@@ -148,40 +110,30 @@ async fn show_result(job: &JobProxy<'_>, result: &str, json: bool) -> anyhow::Re
     Ok(())
 }
 
-async fn snapshot(job: &JobProxy<'_>) -> anyhow::Result<Snapshot> {
-    let (state, progress, statistics) =
-        tokio::try_join!(job.state(), job.progress(), job.statistics())?;
-    Ok(Snapshot::read(state, &progress, &statistics))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// One job for `status --json`: its report if it has one, its progress otherwise.
-async fn describe(connection: &Connection, job: &JobLine) -> anyhow::Result<serde_json::Value> {
-    let proxy = proxies::job(connection, &job.0).await?;
-    let result = proxy.result().await?;
-    if !result.is_empty() {
-        return Ok(serde_json::from_str(&result)?);
+    #[test]
+    fn a_job_is_one_line_of_80_columns() {
+        let path = zbus::OwnedObjectPath::try_from("/a").expect("a path");
+        let (gang, uri) = (
+            "a-gang".to_owned(),
+            "qemu+tls://b.example.org/system".to_owned(),
+        );
+        let job: JobLine = (path, "0123456789".into(), gang, uri, "completed".into(), 0);
+        let report: Report = serde_json::from_str(
+            r#"{"job":"0123456789","gang":"a-gang","destination":"b","state":"completed","error":null,
+            "elapsed_ms":5300,"switchover_spread_ms":null,"domains":[],
+            "bytes":{"qemu_stream":1000,"wire":190,"literal":0,"saved":{}}}"#,
+        )
+        .expect("valid");
+        let line = row(&job, Some(report)).join("  ");
+        assert_eq!(
+            line,
+            "01234567  1970-01-01 00:00  completed  a-gang  b.example.org  5.3 s  190 B  81%"
+        );
+        assert!(line.len() <= 80);
+        assert_eq!(row(&job, None).len(), 5, "without what is not known");
     }
-    let snapshot = snapshot(&proxy).await?;
-    let members: Vec<_> = snapshot
-        .members
-        .iter()
-        .map(|member| {
-            let mut described = json!({
-                "name": member.name, "state": member.state, "memory_bytes": member.memory_bytes,
-                "total_bytes": member.total_bytes, "remaining_bytes": member.remaining_bytes,
-                "qemu_stream_bytes": member.qemu_stream_bytes, "throttled": member.throttled,
-            });
-            if member.dirtied_per_s > 0 {
-                described["dirtied_per_s"] = json!(member.dirtied_per_s);
-                described["carried_per_s"] = json!(member.carried_per_s);
-            }
-            described
-        })
-        .collect();
-    Ok(json!({
-        "job": job.1, "gang": (!job.2.is_empty()).then_some(&job.2), "destination": job.3,
-        "state": snapshot.state, "elapsed_ms": snapshot.elapsed_ms,
-        "bytes": {"qemu_stream": snapshot.qemu_stream_bytes, "wire": snapshot.wire_bytes},
-        "domains": members,
-    }))
 }

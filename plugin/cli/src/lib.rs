@@ -9,11 +9,16 @@ pub mod estimate;
 pub mod gang;
 pub mod heat_map;
 pub mod history;
+pub mod meter;
 pub mod migrate;
+pub mod paint;
 pub mod progress;
 pub mod proxies;
 pub mod report;
+pub mod savings;
+pub mod snapshot;
 pub mod stage;
+pub mod status;
 pub mod text;
 pub mod virsh;
 

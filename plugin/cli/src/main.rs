@@ -6,7 +6,8 @@ use clap::Parser;
 
 use vmgang_cli::arguments::{Arguments, Command};
 use vmgang_cli::{
-    bring_back, control, doctor, estimate, exit, gang, history, migrate, proxies, stage,
+    bring_back, control, doctor, estimate, exit, gang, history, migrate, proxies, stage, status,
+    text,
 };
 
 #[tokio::main(flavor = "current_thread")]
@@ -15,7 +16,7 @@ async fn main() -> ExitCode {
     match run(arguments).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("vmgang: {}", proxies::sentence(&error));
+            eprintln!("{}", text::complaint(&proxies::sentence(&error)));
             ExitCode::from(exit::FAILED)
         }
     }
@@ -29,7 +30,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Prepare(options) => stage::prepare(&connection, options).await,
         Command::Migrate(options) => migrate::run(&connection, options).await,
         Command::Return(options) => bring_back::run(&connection, options).await,
-        Command::Status(options) => history::status(&connection, options).await,
+        Command::Status(options) => status::status(&connection, options).await,
         Command::Abort { job } => control::abort(&connection, &job).await,
         Command::Postcopy { job } => control::post_copy(&connection, &job).await,
         Command::Bandwidth { job, mib_per_s } => {

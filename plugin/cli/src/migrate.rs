@@ -9,11 +9,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use zbus::{Connection, OwnedObjectPath, Variant};
 
 use crate::arguments::{MigrateOptions, OnFailure, OnStall};
-use crate::exit;
-use crate::progress::{self, Display, Snapshot};
+use crate::progress::Display;
 use crate::proxies::{self, JobProxy};
 use crate::report::Report;
+use crate::snapshot::{self, Snapshot};
+use crate::{exit, text};
 
+/// Why a report may not be what this program expects, and what helps.
+pub const REPORT_UNREADABLE: &str = "vmgangd's report cannot be read; vmgang and vmgangd may be of different versions, then `systemctl restart vmgangd`";
 /// How often a job is looked at, besides whenever it tells of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -36,19 +39,18 @@ pub async fn to_the_end(
     (quiet, json): (bool, bool),
     interrupt: Signal,
 ) -> anyhow::Result<u8> {
-    let display = Display::new(quiet || json);
+    let display = Display::new(quiet || json, id(path));
     let job = proxies::job(connection, path).await?;
     let Some(result) = follow(&job, path, display, Some(interrupt)).await? else {
         return Ok(exit::ABORTED);
     };
-    let report: Report =
-        serde_json::from_str(&result).context("vmgangd's report cannot be read")?;
+    let report: Report = serde_json::from_str(&result).context(REPORT_UNREADABLE)?;
     if json {
         println!("{result}");
     } else if !quiet {
         print!("{}", report.summary(barrier_approximate(&job).await));
     } else if let Some(error) = &report.error {
-        eprintln!("vmgang: {error}");
+        eprintln!("{}", text::complaint(error));
     }
     Ok(report.exit_code())
 }
@@ -69,7 +71,7 @@ pub async fn unless_interrupted<T>(
 /// Asked of the daemon, because the report has no field for it.
 pub async fn barrier_approximate(job: &JobProxy<'_>) -> bool {
     let statistics = job.statistics().await;
-    statistics.is_ok_and(|statistics| progress::barrier_approximate(&statistics))
+    statistics.is_ok_and(|statistics| snapshot::barrier_approximate(&statistics))
 }
 
 fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
@@ -123,6 +125,11 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
     dictionary
 }
 
+/// A job's id is the end of its path.
+fn id(path: &OwnedObjectPath) -> &str {
+    path.as_str().rsplit('/').next().unwrap_or_default()
+}
+
 /// Shows a job's progress until it ends, and returns its report. The first ctrl-C asks the job
 /// to abort, the second leaves it alone and returns nothing.
 pub async fn follow(
@@ -131,12 +138,7 @@ pub async fn follow(
     mut display: Display,
     mut interrupt: Option<Signal>,
 ) -> anyhow::Result<Option<String>> {
-    let id = path
-        .as_str()
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
+    let id = id(path).to_owned();
     let mut abort_asked = false;
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     // Before the first look, so that no change is missed; without them, polling will do.

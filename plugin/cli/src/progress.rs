@@ -1,179 +1,30 @@
-//! Progress of a job on the terminal: a bar a member and one for the gang; elsewhere one line
+//! Progress of a job on the terminal: a bar for the gang and one for each member; elsewhere one line
 //! a second. Fits 80 columns; colours only where NO_COLOR allows them.
 
-use std::collections::HashMap;
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use console::Term;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use zbus::{OwnedVariant, Variant};
 
-use crate::proxies::Dictionary;
+use crate::meter::{Meter, Pace};
+use crate::paint;
+use crate::snapshot::{Member, Snapshot, saved_percent};
 use crate::text;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
+/// The heading, the columns' names, the gang's bar, what is not shown, and a line for the cursor.
+const OTHER_ROWS: usize = 5;
 
-/// One member as the daemon describes it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Member {
-    pub name: String,
-    pub state: String,
-    pub total_bytes: u64,
-    pub remaining_bytes: u64,
-    pub memory_bytes: u64,
-    pub qemu_stream_bytes: u64,
-    /// While it does not converge: how fast its guest dirties memory, and how fast that is sent.
-    pub dirtied_per_s: u64,
-    pub carried_per_s: u64,
-    /// QEMU slows its guest down.
-    pub throttled: bool,
-}
-
-impl Member {
-    /// What is wrong with it, if anything.
-    pub fn trouble(&self) -> Option<String> {
-        if self.dirtied_per_s > 0 {
-            return Some(format!(
-                "dirties {}/s, {}/s can be sent",
-                text::bytes(self.dirtied_per_s),
-                text::bytes(self.carried_per_s)
-            ));
-        }
-        self.throttled.then(|| "slowed down".to_owned())
-    }
-
-    /// Whether libvirt has said yet how much there is: that comes after a second.
-    fn measured(&self) -> bool {
-        self.total_bytes > 0 || matches!(self.state.as_str(), "migrated" | "switching")
-    }
-
-    /// How far it is, in a thousand.
-    fn permille(&self) -> u64 {
-        match self.state.as_str() {
-            "waiting" | "ballooning" => 0,
-            "migrated" => 1000,
-            "switching" => 999,
-            _ if self.total_bytes == 0 => 0,
-            _ => {
-                (self.total_bytes.saturating_sub(self.remaining_bytes)).saturating_mul(999)
-                    / self.total_bytes
-            }
-        }
-    }
-}
-
-/// A job's progress as the daemon describes it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    pub state: String,
-    pub elapsed_ms: u64,
-    pub qemu_stream_bytes: u64,
-    pub wire_bytes: u64,
-    pub members: Vec<Member>,
-}
-
-impl Snapshot {
-    pub fn read(state: String, progress: &Dictionary, statistics: &Dictionary) -> Snapshot {
-        Snapshot {
-            state,
-            elapsed_ms: number(progress, "elapsed_ms"),
-            qemu_stream_bytes: number(statistics, "qemu_stream"),
-            wire_bytes: number(statistics, "wire"),
-            members: members(progress),
-        }
-    }
-
-    fn permille(&self) -> u64 {
-        let sum: u64 = self.members.iter().map(Member::permille).sum();
-        sum.checked_div(self.members.len() as u64).unwrap_or(0)
-    }
-
-    /// All of it in one line.
-    pub fn line(&self) -> String {
-        let members: Vec<_> = self
-            .members
-            .iter()
-            .map(|member| {
-                let percent = percent(member.measured(), member.permille());
-                let trouble = member.trouble().map(|trouble| format!(" ({trouble})"));
-                let trouble = trouble.unwrap_or_default();
-                format!("{} {}{percent}{trouble}", member.name, member.state)
-            })
-            .collect();
-        // Before the first guest sends, the daemons have only greeted each other.
-        let streams = match self.qemu_stream_bytes {
-            0 => String::new(),
-            bytes => format!(" of {}", text::bytes(bytes)),
-        };
-        format!(
-            "{} {}{} wire {}{streams}: {}",
-            text::milliseconds(self.elapsed_ms),
-            self.state,
-            percent(self.members.iter().any(Member::measured), self.permille()),
-            text::bytes(self.wire_bytes),
-            members.join(", ")
-        )
-    }
-}
-
-fn percent(known: bool, permille: u64) -> String {
-    if known {
-        format!(" {}%", permille / 10)
-    } else {
-        String::new()
-    }
-}
-
-/// Whether some member could not be held, as the daemon's statistics tell.
-pub fn barrier_approximate(statistics: &Dictionary) -> bool {
-    string(statistics, "barrier") == "approximate"
-}
-
-pub fn number(dictionary: &Dictionary, key: &str) -> u64 {
-    match dictionary.get(key).map(|value| &**value) {
-        Some(Variant::U64(number)) => *number,
-        _ => 0,
-    }
-}
-
-pub fn string(dictionary: &Dictionary, key: &str) -> String {
-    match dictionary.get(key).map(|value| &**value) {
-        Some(Variant::Str(text)) => text.to_string(),
-        _ => String::new(),
-    }
-}
-
-fn members(progress: &Dictionary) -> Vec<Member> {
-    let Some(value) = progress
-        .get("members")
-        .and_then(|value| value.try_clone().ok())
-    else {
-        return Vec::new();
-    };
-    let members = Vec::<HashMap<String, OwnedVariant>>::try_from(value).unwrap_or_default();
-    members
-        .iter()
-        .map(|member| Member {
-            name: string(member, "name"),
-            state: string(member, "state"),
-            total_bytes: number(member, "total_bytes"),
-            remaining_bytes: number(member, "remaining_bytes"),
-            memory_bytes: number(member, "memory_bytes"),
-            qemu_stream_bytes: number(member, "qemu_stream_bytes"),
-            dirtied_per_s: number(member, "dirtied_per_s"),
-            carried_per_s: number(member, "carried_per_s"),
-            throttled: matches!(
-                member.get("throttled").map(|value| &**value),
-                Some(Variant::Bool(true))
-            ),
-        })
-        .collect()
-}
+const NAME: usize = 16;
+const STATE: usize = 10;
+/// Of a bar, and the percentage behind it.
+const DONE: usize = 19 + 5;
 
 /// Where progress goes.
 pub enum Display {
-    Bars(Bars),
+    Bars(Box<Bars>),
     Lines {
+        meter: Meter,
         last: Option<Instant>,
     },
     Nothing,
@@ -182,23 +33,32 @@ pub enum Display {
 }
 
 impl Display {
-    pub fn new(silent: bool) -> Display {
+    /// `job` is its id, as far as it is shown.
+    pub fn new(silent: bool, job: &str) -> Display {
         if silent {
-            Display::Nothing
-        } else if std::io::stderr().is_terminal() {
-            Display::Bars(Bars::default())
+            return Display::Nothing;
+        }
+        let terminal = Term::stderr();
+        let moves_cursor = std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb");
+        if terminal.features().is_attended() && moves_cursor {
+            let area = MultiProgress::new();
+            Display::Bars(Box::new(Bars::new(area, terminal.size().0.into(), job)))
         } else {
-            Display::Lines { last: None }
+            Display::Lines {
+                meter: Meter::default(),
+                last: None,
+            }
         }
     }
 
     pub fn show(&mut self, snapshot: &Snapshot) {
         match self {
             Display::Bars(bars) => bars.show(snapshot),
-            Display::Lines { last } => {
+            Display::Lines { meter, last } => {
+                meter.look(snapshot);
                 if last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) {
                     *last = Some(Instant::now());
-                    eprintln!("{}", snapshot.line());
+                    eprintln!("{}", line(snapshot, meter));
                 }
             }
             Display::Nothing => {}
@@ -223,138 +83,298 @@ impl Display {
     }
 }
 
-/// One bar a member, and the gang's below them.
-#[derive(Default)]
+/// All of a job's progress in one line, for logs.
+pub fn line(snapshot: &Snapshot, meter: &Meter) -> String {
+    let members: Vec<_> = snapshot
+        .members
+        .iter()
+        .map(|member| {
+            let percent = percent(member.measured(), member.permille());
+            let trouble = member.trouble().map(|trouble| format!(" ({trouble})"));
+            let trouble = trouble.unwrap_or_default();
+            format!(
+                "{} {}{percent}{trouble}",
+                text::plain(&member.name),
+                member.state
+            )
+        })
+        .collect();
+    let Pace {
+        bytes_per_s,
+        left_ms,
+    } = meter.gang(snapshot);
+    let mut line = format!(
+        "{} {}{} wire {}",
+        text::milliseconds(snapshot.elapsed_ms),
+        snapshot.state,
+        percent(snapshot.measured(), snapshot.permille()),
+        text::bytes(snapshot.wire_bytes)
+    );
+    if let Some(saved) = saved_percent(snapshot.qemu_stream_bytes, snapshot.wire_bytes) {
+        let stream = text::bytes(snapshot.qemu_stream_bytes);
+        line.push_str(&format!(" of {stream}, {saved}% saved"));
+    }
+    if let Some(bytes_per_s) = bytes_per_s {
+        line.push_str(&format!(", {}", text::rate(bytes_per_s)));
+    }
+    if let Some(left_ms) = left_ms {
+        line.push_str(&format!(", {} left", text::about(left_ms)));
+    }
+    format!("{line}: {}", members.join(", "))
+}
+
+fn percent(known: bool, permille: u64) -> String {
+    if known {
+        format!(" {}%", permille / 10)
+    } else {
+        String::new()
+    }
+}
+
+/// The gang's bar, and below it one a member, as many as the terminal has room for.
 pub struct Bars {
     area: MultiProgress,
-    bars: Vec<ProgressBar>,
+    heading: ProgressBar,
+    names: ProgressBar,
+    gang: ProgressBar,
+    members: Vec<ProgressBar>,
+    others: ProgressBar,
+    room: usize,
+    job: String,
+    meter: Meter,
 }
 
 impl Bars {
+    fn new(area: MultiProgress, terminal_rows: usize, job: &str) -> Bars {
+        let words = || ProgressBar::new(1).with_style(words());
+        let bar = || ProgressBar::new(1000).with_style(style());
+        let heading = area.add(words());
+        let names = area.add(words());
+        let gang = area.add(bar());
+        let others = area.add(words());
+        Bars {
+            area,
+            heading,
+            names,
+            gang,
+            members: Vec::new(),
+            others,
+            room: terminal_rows.saturating_sub(OTHER_ROWS).max(1),
+            job: job.chars().take(8).collect(),
+            meter: Meter::default(),
+        }
+    }
+
     fn show(&mut self, snapshot: &Snapshot) {
-        if self.bars.is_empty() {
-            for _ in 0..=snapshot.members.len() {
-                let bar = ProgressBar::new(1000).with_style(style());
-                self.bars.push(self.area.add(bar));
-            }
+        self.meter.look(snapshot);
+        while self.members.len() < snapshot.members.len().min(self.room) {
+            let bar = ProgressBar::new(1000).with_style(style());
+            self.members
+                .push(self.area.insert_before(&self.others, bar));
         }
-        for (bar, member) in self.bars.iter().zip(&snapshot.members) {
-            bar.set_prefix(shortened(&member.name));
+        let time = text::milliseconds(snapshot.elapsed_ms);
+        let beside = format!("  job {}  {time}", self.job);
+        let subject = text::cell(&snapshot.subject(), 79 - beside.chars().count());
+        self.heading
+            .set_message(format!("{}{beside}", subject.trim_end()));
+        self.names.set_message(names_of_columns());
+        self.gang.set_prefix(front("gang", &snapshot.state));
+        self.gang.set_position(snapshot.permille());
+        let saved = saved_percent(snapshot.qemu_stream_bytes, snapshot.wire_bytes);
+        self.gang
+            .set_message(figures(self.meter.gang(snapshot), saved));
+
+        let (shown, others) = chosen(&snapshot.members, self.room);
+        for (bar, at) in self.members.iter().zip(shown) {
+            let member = &snapshot.members[at];
+            bar.set_prefix(front(&text::plain(&member.name), &member.state));
             bar.set_position(member.permille());
-            let sent = text::bytes(member.qemu_stream_bytes);
-            let beside = match (member.dirtied_per_s, member.throttled) {
-                (0, false) => sent,
+            let saved = saved_percent(member.qemu_stream_bytes, member.wire_bytes);
+            bar.set_message(match (member.dirtied_per_s, member.throttled) {
+                (0, false) => figures(self.meter.member(at, member), saved),
                 (0, true) => "slowed down".to_owned(),
-                (dirtied, _) => format!("dirties {}/s", text::bytes(dirtied)),
-            };
-            bar.set_message(format!("{:9} {beside}", member.state));
+                (dirtied, _) => format!("dirties {}", text::rate(dirtied)),
+            });
         }
-        if let Some(gang) = self.bars.last() {
-            gang.set_prefix("gang");
-            gang.set_position(snapshot.permille());
-            gang.set_message(format!(
-                "{:9} {} sent",
-                snapshot.state,
-                text::bytes(snapshot.wire_bytes)
-            ));
-        }
+        self.others.set_message(others);
     }
 }
 
-/// 16 + 1 + 30 + 1 + 4 + 1 + at most 25 columns.
+/// Which members have a bar, and what is to be said of the others: those under way come first.
+fn chosen(members: &[Member], room: usize) -> (Vec<usize>, String) {
+    let all = 0..members.len();
+    if members.len() <= room {
+        return (all.collect(), String::new());
+    }
+    let (first, second): (Vec<usize>, Vec<usize>) = all.partition(|at| members[*at].under_way());
+    let mut shown = [first, second].concat();
+    let hidden = shown.split_off(room);
+    shown.sort_unstable();
+    let mut states: Vec<(&str, usize)> = Vec::new();
+    for at in &hidden {
+        let state = members[*at].state.as_str();
+        match states.iter_mut().find(|(word, _)| *word == state) {
+            Some((_, count)) => *count += 1,
+            None => states.push((state, 1)),
+        }
+    }
+    let states: Vec<String> = states
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let others = format!("and {} more: {}", hidden.len(), states.join(", "));
+    (shown, others)
+}
+
+/// 16 + 1 + 10 + 1 + 19 + 1 + 4 + 2 + at most 25 columns.
 fn style() -> ProgressStyle {
-    // NO_COLOR is honoured by the console crate, which colours these.
-    ProgressStyle::with_template("{prefix:16} {bar:30.cyan/blue} {percent:>3}% {msg}")
+    ProgressStyle::with_template("{prefix} {bar:19.cyan/dim} {percent:>3}%  {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ")
+        .progress_chars("=>-")
 }
 
-fn shortened(name: &str) -> String {
-    if name.chars().count() <= 16 {
-        name.to_owned()
-    } else {
-        name.chars().take(15).chain(['~']).collect()
-    }
+fn words() -> ProgressStyle {
+    ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn names_of_columns() -> String {
+    paint::faint(&format!(
+        "{:NAME$} {:STATE$} {:DONE$}  {:>10}  {:>5}  {:>6}",
+        "MEMBER", "PHASE", "DONE", "RATE", "SAVED", "LEFT"
+    ))
+}
+
+fn front(name: &str, state: &str) -> String {
+    let name = text::cell(name, NAME);
+    let phase = paint::beside_progress(state, &text::cell(state, STATE));
+    format!("{name} {phase}")
+}
+
+fn figures(pace: Pace, saved: Option<i64>) -> String {
+    let rate = pace.bytes_per_s.map_or("-".into(), text::rate);
+    let saved = saved.map_or("-".into(), |saved| format!("{}%", saved.max(-999)));
+    let left = pace.left_ms.map_or("-".into(), text::about);
+    format!("{rate:>10}  {saved:>5}  {left:>6}")
 }
 
 #[cfg(test)]
 mod tests {
+    use indicatif::{InMemoryTerm, ProgressDrawTarget};
+
     use super::*;
+
+    fn member(name: &str, state: &str, remaining_bytes: u64) -> Member {
+        Member {
+            name: name.into(),
+            state: state.into(),
+            total_bytes: 400 << 20,
+            remaining_bytes,
+            qemu_stream_bytes: 300 << 20,
+            wire_bytes: (400 << 20) - remaining_bytes.max(300 << 20),
+            ..Member::default()
+        }
+    }
+
+    fn gang(elapsed_ms: u64, left: u64) -> Snapshot {
+        Snapshot {
+            gang: "web".into(),
+            destination: "qemu+tls://b.example.org/system".into(),
+            state: "running".into(),
+            elapsed_ms,
+            qemu_stream_bytes: 800 << 20,
+            wire_bytes: (elapsed_ms << 20) / 10,
+            members: vec![
+                member("web1", "copying", left),
+                member("a-member-with-quite-a-long-name", "held", 4096),
+                Member {
+                    dirtied_per_s: 300 << 20,
+                    carried_per_s: 100 << 20,
+                    ..member("db1", "copying", 10 << 20)
+                },
+                member("db2", "waiting", 0),
+            ],
+        }
+    }
+
+    /// What is on a terminal of so many rows and 80 columns.
+    fn shown(rows: u16, snapshots: &[Snapshot]) -> String {
+        let terminal = InMemoryTerm::new(rows, 80);
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
+        let area = MultiProgress::with_draw_target(target);
+        let mut bars = Bars::new(area, rows.into(), "0123456789abcdef");
+        for snapshot in snapshots {
+            // Else it waits for a moment that is worth drawing.
+            std::thread::sleep(Duration::from_millis(10));
+            bars.show(snapshot);
+        }
+        bars.others.force_draw();
+        terminal.contents()
+    }
+
+    #[test]
+    fn the_bars_fit_80_columns() {
+        let screen = shown(24, &[gang(1000, 380 << 20), gang(2000, 340 << 20)]);
+        let wanted = [
+            "web to qemu+tls://b.example.org/system  job 01234567  2.0 s",
+            "MEMBER           PHASE      DONE                            RATE  SAVED    LEFT",
+            "gang             running    ==========>--------  53%   100 MiB/s    75%       -",
+            "web1             copying    ==>----------------  15%  40.0 MiB/s    80%     9 s",
+            "a-member-with-q~ held       ==================> 100%       0 B/s    67%       -",
+            "db1              copying    ==================>  97%  dirties 300 MiB/s",
+            "db2              waiting    -------------------   0%           -    67%       -",
+        ]
+        .join("\n");
+        assert_eq!(screen, wanted);
+    }
+
+    #[test]
+    fn of_many_members_those_under_way_are_shown() {
+        let members: Vec<Member> = (0..40)
+            .map(|number| match number {
+                0..30 => member(&format!("vm{number}"), "migrated", 0),
+                30..35 => member(&format!("vm{number}"), "copying", 1),
+                _ => member(&format!("vm{number}"), "waiting", 0),
+            })
+            .collect();
+        let (shown, others) = chosen(&members, 7);
+        assert_eq!(shown, [0, 1, 30, 31, 32, 33, 34]);
+        assert_eq!(others, "and 33 more: 28 migrated, 5 waiting");
+        assert_eq!(chosen(&members[..7], 7).1, "");
+    }
 
     #[test]
     fn a_line_says_it_all() {
-        let member = |name: &str, state: &str, remaining_bytes| Member {
-            name: name.into(),
-            state: state.into(),
-            total_bytes: 1000,
-            remaining_bytes,
-            ..Member::default()
-        };
-        let snapshot = Snapshot {
-            state: "running".into(),
-            elapsed_ms: 1500,
-            qemu_stream_bytes: 2048,
-            wire_bytes: 1024,
-            members: vec![
-                Member {
-                    dirtied_per_s: 3 << 20,
-                    carried_per_s: 1 << 20,
-                    ..member("a", "copying", 500)
-                },
-                member("b", "migrated", 0),
-            ],
-        };
+        let mut snapshot = gang(1500, 200 << 20);
+        snapshot.members.truncate(3);
         assert_eq!(
-            snapshot.line(),
-            "1.5 s running 74% wire 1.00 KiB of 2.00 KiB: a copying 49% (dirties 3.00 MiB/s, 1.00 MiB/s can be sent), b migrated 100%"
+            line(&snapshot, &Meter::default()),
+            "1.5 s running 82% wire 150.00 MiB of 800.00 MiB, 82% saved: web1 copying 49%, \
+             a-member-with-quite-a-long-name held 99%, \
+             db1 copying 97% (dirties 300 MiB/s, 100 MiB/s can be sent)"
         );
-        assert_eq!(Snapshot::default().permille(), 0);
+        let mut meter = Meter::default();
+        for (at, left) in [(1000, 200 << 20), (2000, 100 << 20)] {
+            let mut snapshot = gang(at, left);
+            snapshot.wire_bytes = at << 20;
+            snapshot.members.truncate(1);
+            meter.look(&snapshot);
+        }
+        let mut last = gang(2000, 100 << 20);
+        last.members.truncate(1);
+        let told = line(&last, &meter);
+        assert!(told.contains(", 0.98 GiB/s, 1 s left: web1"), "{told}");
 
-        let waits = Member {
-            name: "a".into(),
-            state: "copying".into(),
-            ..Member::default()
-        };
         let first = Snapshot {
             qemu_stream_bytes: 0,
-            members: vec![waits],
-            ..snapshot
+            members: vec![Member {
+                total_bytes: 0,
+                ..member("a", "copying", 0)
+            }],
+            ..gang(1500, 0)
         };
-        assert_eq!(first.line(), "1.5 s running wire 1.00 KiB: a copying");
-    }
-
-    #[test]
-    fn reads_the_daemons_dictionaries() {
-        let own = |value: Variant<'static>| OwnedVariant::try_from(value).expect("plain");
-        let member = Dictionary::from([
-            ("name".to_owned(), own(Variant::from("vm1"))),
-            ("total_bytes".to_owned(), own(Variant::from(7u64))),
-        ]);
-        let progress = Dictionary::from([
-            ("members".to_owned(), own(Variant::from(vec![member]))),
-            ("elapsed_ms".to_owned(), own(Variant::from(5u64))),
-        ]);
-        let snapshot = Snapshot::read("running".into(), &progress, &Dictionary::new());
-        assert_eq!(snapshot.elapsed_ms, 5);
-        let barrier = |text: &'static str| {
-            barrier_approximate(&Dictionary::from([(
-                "barrier".to_owned(),
-                own(Variant::from(text)),
-            )]))
-        };
-        assert!(barrier("approximate") && !barrier("exact"));
-        assert!(!barrier_approximate(&Dictionary::new()));
         assert_eq!(
-            (
-                snapshot.members[0].name.as_str(),
-                snapshot.members[0].total_bytes
-            ),
-            ("vm1", 7)
+            line(&first, &Meter::default()),
+            "1.5 s running wire 150.00 MiB: a copying"
         );
-    }
-
-    #[test]
-    fn long_names_are_cut() {
-        assert_eq!(shortened("a-name-that-is-too-long"), "a-name-that-is-~");
     }
 }

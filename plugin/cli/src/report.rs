@@ -1,10 +1,9 @@
 //! The result of a job: its JSON as the daemon made it, read for the summary and exit code.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 
-use crate::{exit, text};
+use crate::savings::{self, Saved};
+use crate::{exit, paint, text};
 
 /// What the summary needs of the report.
 #[derive(Debug, Deserialize)]
@@ -13,17 +12,17 @@ pub struct Report {
     pub destination: String,
     pub state: String,
     pub error: Option<String>,
-    elapsed_ms: u64,
+    pub elapsed_ms: u64,
     switchover_spread_ms: Option<u64>,
-    bytes: Bytes,
+    pub bytes: Bytes,
     domains: Vec<Domain>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Bytes {
-    qemu_stream: u64,
-    wire: u64,
-    saved: BTreeMap<String, i64>,
+pub struct Bytes {
+    pub qemu_stream: u64,
+    pub wire: u64,
+    pub saved: Saved,
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,16 +57,22 @@ impl Report {
             .iter()
             .map(|domain| {
                 vec![
-                    domain.name.clone(),
-                    domain.state.clone(),
+                    text::plain(&domain.name),
+                    paint::state(&domain.state),
                     text::milliseconds(domain.elapsed_ms),
                     domain.downtime_ms.map_or("-".into(), text::milliseconds),
                     text::bytes(domain.qemu_stream_bytes),
-                    domain.error.clone().unwrap_or_default(),
                 ]
             })
             .collect();
-        let mut lines = text::table(&["DOMAIN", "NOW", "TIME", "PAUSE", "STREAM", ""], &rows);
+        let mut lines = text::table(&["DOMAIN", "NOW", "TIME", "PAUSE", "STREAM"], &rows);
+        for domain in &self.domains {
+            if let Some(error) = &domain.error {
+                let told = format!("{}: {error}", text::plain(&domain.name));
+                lines.push_str(&text::sentence(&told));
+                lines.push('\n');
+            }
+        }
         lines.push_str(&format!(
             "{}{} in {}",
             match self.state.as_str() {
@@ -85,46 +90,25 @@ impl Report {
                 text::milliseconds(spread)
             ));
         }
-        lines.push_str(&format!(
-            "\n{} went over the wire for {} of streams{}\n",
-            text::bytes(self.bytes.wire),
-            text::bytes(self.bytes.qemu_stream),
-            self.savings()
-        ));
+        lines.push('\n');
+        if self.bytes.qemu_stream > 0 {
+            let Bytes {
+                qemu_stream,
+                wire,
+                saved,
+            } = &self.bytes;
+            lines.push_str(&savings::table(*qemu_stream, *wire, saved));
+        }
         if barrier_approximate {
             lines.push_str(
                 "The barrier was approximate: not every member could be held until all were ready.\n",
             );
         }
         if let Some(error) = &self.error {
-            lines.push_str(&format!("{error}\n"));
+            lines.push_str(&text::sentence(error));
+            lines.push('\n');
         }
         lines
-    }
-
-    fn savings(&self) -> String {
-        let mut parts: Vec<_> = self
-            .bytes
-            .saved
-            .iter()
-            .filter(|(_, bytes)| **bytes > 0)
-            .collect();
-        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
-        let parts: Vec<_> = parts
-            .into_iter()
-            .map(|(name, bytes)| {
-                format!(
-                    "{} {}",
-                    name.replace('_', " "),
-                    text::bytes(bytes.unsigned_abs())
-                )
-            })
-            .collect();
-        if parts.is_empty() {
-            String::new()
-        } else {
-            format!("; saved: {}", parts.join(", "))
-        }
     }
 }
 
@@ -147,7 +131,7 @@ mod tests {
         for part in [
             "Only partly",
             "within 12 ms",
-            "cross vm",
+            "from others",
             "90 ms",
             "domain b broke",
         ] {

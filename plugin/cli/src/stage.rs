@@ -12,9 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use zbus::{Connection, Variant};
 
 use crate::arguments::PrepareOptions;
-use crate::progress::{number, string};
 use crate::proxies::{self, Dictionary, ManagerProxy};
-use crate::{exit, text};
+use crate::snapshot::{number, string};
+use crate::{exit, paint, text};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -83,8 +83,8 @@ impl Stage {
         vec![
             self.id.chars().take(8).collect(),
             self.gang.clone(),
-            format!("{direction} {}", self.peer),
-            self.state.clone(),
+            format!("{direction} {}", text::plain(&self.peer)),
+            paint::state(&self.state),
             text::bytes(self.bytes),
             fresh,
             format!("in {}", seconds(self.expires.saturating_sub(now))),
@@ -156,7 +156,8 @@ pub async fn prepare(connection: &Connection, options: PrepareOptions) -> anyhow
             _ = interrupt.recv() => {
                 shown.finish();
                 manager.abort_stage(&id).await?;
-                eprintln!("vmgang: dropped the stage {id}");
+                let what = format!("dropped the stage {id}, because it was interrupted");
+                eprintln!("{}", text::complaint(&what));
                 return Ok(exit::ABORTED);
             }
         }
@@ -182,7 +183,8 @@ pub async fn prepare(connection: &Connection, options: PrepareOptions) -> anyhow
                 "" => "it was dropped",
                 error => error,
             };
-            eprintln!("vmgang: the gang '{}' is not prepared: {why}", options.gang);
+            let what = format!("the gang '{}' is not prepared: {why}", options.gang);
+            eprintln!("{}", text::complaint(&what));
             return Ok(exit::FAILED);
         }
         if !options.json && !options.quiet {

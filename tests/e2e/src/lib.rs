@@ -6,6 +6,7 @@
 
 pub mod documents;
 mod result;
+pub mod schema;
 mod versions;
 
 use std::path::PathBuf;
@@ -107,10 +108,14 @@ impl From<std::process::Output> for Ended {
     }
 }
 
-/// Runs `vmgang` on a host.
+/// Runs `vmgang` on a host. JSON that it prints has to be what the documents say.
 pub fn vmgang(host: &Host, arguments: &[&str]) -> Result<Ended> {
     let words: Vec<&str> = [&["vmgang"], arguments].concat();
-    Ok(host.exec(&words)?.into())
+    let ended: Ended = host.exec(&words)?.into();
+    if arguments.contains(&"--json") && !ended.stdout.is_empty() {
+        schema::check(arguments, &ended.stdout)?;
+    }
+    Ok(ended)
 }
 
 /// Starts `vmgang` on a host and lets it run.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::progress::{Member, Snapshot};
+use crate::snapshot::{Member, Snapshot};
 
 /// As virsh writes it, in hundredths of a percent.
 pub fn show(hundredths: u64) {
