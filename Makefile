@@ -32,7 +32,7 @@ export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb deb-files test test-debian test-slow test-versions test-packages test-library test-virt-manager lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation deny fuzz stage stage-tests
+.PHONY: help setup build install deb deb-files test test-debian test-slow test-versions test-packages test-library test-report test-virt-manager lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -83,7 +83,7 @@ test: lint stage-tests ## everything: unit, property, session and lab tests with
 	else \
 	    $(CARGO) test --workspace --locked --exclude vmgang-lab --exclude vmgang-e2e && \
 	    $(CARGO) test --locked -p vmgang-lab -p vmgang-e2e -- --test-threads=1 \
-	        --skip every_role_serves_moves --skip slowly_ --skip packages_install_ --skip examples_empty_ --skip virt_manager_; \
+	        --skip every_role_serves_moves --skip slowly_ --skip packages_install_ --skip examples_empty_ --skip virt_manager_ --skip browser_; \
 	fi
 
 test-debian: stage ## the lab's Debian guests: four roles boot, serve, move and notice damage
@@ -113,6 +113,11 @@ test-library: stage-tests ## the examples for programs: a host is emptied in Pyt
 test-virt-manager: stage-tests ## "Migrate gang..." in a real virt-manager; its pictures are left in the build directory
 	$(CARGO) nextest run --workspace --locked --ignore-default-filter \
 	    -E 'package(vmgang-e2e) & binary(virt_manager)'
+
+test-report: stage-tests ## the page about a job in a headless Chromium, at a phone's and a desk's width
+	@sh packaging/setup.sh chromium fonts-dejavu-core
+	$(CARGO) nextest run --workspace --locked --ignore-default-filter \
+	    -E 'package(vmgang-e2e) & binary(report)'
 
 demo: stage ## four guests move together from one host to another, beside stock virsh
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench

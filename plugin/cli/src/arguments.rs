@@ -334,6 +334,9 @@ pub struct StatusOptions {
 pub struct HistoryOptions {
     /// Id of the job, or the beginning of it
     pub job: Option<String>,
+    /// Write a page about the job into this file: what happened when, what moved, and who shared with whom
+    #[arg(long, value_name = "FILE", requires = "job")]
+    pub html: Option<PathBuf>,
     #[arg(long)]
     pub json: bool,
 }
@@ -446,6 +449,7 @@ mod tests {
             ("vmgang prepare web b --for soon", "--for"),
             ("vmgang prepare web b --technique all", "--technique"),
             ("vmgang gang add web", "DOMAIN"),
+            ("vmgang history --html page.html", "JOB"),
         ] {
             let error = parse(line).expect_err(line);
             // `exit::USAGE`, which the manuals example does not have.

@@ -9,7 +9,7 @@ use crate::arguments::HistoryOptions;
 use crate::proxies::{self, JobLine, JobProxy};
 use crate::report::Report;
 use crate::snapshot::saved_percent;
-use crate::{exit, migrate, paint, text};
+use crate::{exit, migrate, page, paint, text};
 
 pub fn ended(state: &str) -> bool {
     !matches!(state, "preparing" | "running" | "switching")
@@ -27,7 +27,13 @@ pub async fn history(connection: &Connection, options: HistoryOptions) -> anyhow
                 job.1
             );
         }
-        show_result(&proxy, &result, options.json).await?;
+        if let Some(file) = &options.html {
+            page::write(file, &job, &proxy, &result).await?;
+        }
+        match (&options.html, options.json) {
+            (Some(file), false) => println!("Wrote {}.", file.display()),
+            (_, json) => show_result(&proxy, &result, json).await?,
+        }
         return Ok(exit::MIGRATED);
     }
     let jobs = proxies::manager(connection).await?.list_jobs().await?;

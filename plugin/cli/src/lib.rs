@@ -11,6 +11,7 @@ pub mod heat_map;
 pub mod history;
 pub mod meter;
 pub mod migrate;
+pub mod page;
 pub mod paint;
 pub mod progress;
 pub mod proxies;

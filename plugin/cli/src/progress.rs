@@ -39,8 +39,8 @@ impl Display {
             return Display::Nothing;
         }
         let terminal = Term::stderr();
-        let moves_cursor = std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb");
-        if terminal.features().is_attended() && moves_cursor {
+        // Not where its TERM says that it cannot move the cursor.
+        if terminal.is_term() {
             let area = MultiProgress::new();
             Display::Bars(Box::new(Bars::new(area, terminal.size().0.into(), job)))
         } else {

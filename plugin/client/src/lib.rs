@@ -102,6 +102,8 @@ pub trait Job {
     /// Switches a job that may to post-copy now.
     #[zbus(allow_interactive_auth)]
     fn start_post_copy(&self) -> zbus::Result<()>;
+    /// What happened when, a JSON object; empty if that was not noted.
+    fn get_timeline(&self) -> zbus::Result<String>;
     /// `preparing`, `running`, `switching`; ended: `completed`, `failed`, `partial` or `aborted`.
     #[zbus(property(emits_changed_signal = "false"))]
     fn state(&self) -> zbus::Result<String>;

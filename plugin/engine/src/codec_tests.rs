@@ -124,6 +124,7 @@ fn encode(
                 techniques,
                 buffers: buffers.clone(),
                 compressors: Pool::default(),
+                sharing: Default::default(),
             };
             let encoder = ChannelEncoder::new(i as u32 + 1, Member(i as u16), common);
             (encoder, Tokenizer::new(), &stream[..], 0)
@@ -408,6 +409,7 @@ fn a_page_takes_no_allocation_once_buffers_are_warm() {
         techniques: Techniques::ALL,
         buffers: buffers.clone(),
         compressors: Pool::default(),
+        sharing: Default::default(),
     };
     let encoder = ChannelEncoder::new(1, Member(0), common);
     let budget = Budget::of(64 << 20);
@@ -478,6 +480,7 @@ fn a_slot_that_was_filled_without_a_copy_is_no_base() {
         techniques,
         buffers: Buffers::default(),
         compressors: Pool::default(),
+        sharing: Default::default(),
     };
     let encoder = ChannelEncoder::new(1, Member(0), common);
     let mut order = SessionOrder::new(1, &techniques, false);
@@ -537,6 +540,7 @@ fn unique_pages_pass_through_and_are_kept() {
         techniques,
         buffers: Buffers::default(),
         compressors: Pool::default(),
+        sharing: Default::default(),
     };
     let mut order = SessionOrder::new(64, &techniques, false);
     let ladder = Arc::new(Ladder::new(Rung::None, false, 1));
@@ -583,6 +587,7 @@ fn a_stream_of_samples_is_exact_and_finds_its_way_back() {
         techniques,
         buffers: Buffers::default(),
         compressors: Pool::default(),
+        sharing: Default::default(),
     };
     let mut order = SessionOrder::new(slots_in(64 << 20), &techniques, false);
     let ladder = Arc::new(Ladder::new(Rung::None, false, 1));

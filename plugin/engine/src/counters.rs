@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use vmgang_wire::DATA_OVERHEAD_BYTES;
 
 use crate::seal::Unsealed;
+use crate::sharing::Sharing;
 
 /// Bytes saved, by how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +63,9 @@ pub struct SessionCounters {
     pub literal_bytes: u64,
     pub saved: Saved,
     pub members: Vec<MemberCounters>,
+    /// Pages of each member that went as references, by who had sent them first: the members, then what was
+    /// staged, then what the destination had. Empty if there are too many members.
+    pub shared_pages: Vec<Vec<u64>>,
 }
 
 /// A member's counters at one moment.
@@ -96,6 +100,7 @@ pub(crate) struct Live {
     /// Payload bytes sent; everything else on the wire is overhead.
     payload_bytes: AtomicU64,
     members: Vec<LiveMember>,
+    pub sharing: std::sync::Arc<Sharing>,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +124,7 @@ impl Live {
     pub(crate) fn new(members: usize) -> Self {
         Self {
             members: (0..members).map(|_| LiveMember::default()).collect(),
+            sharing: Sharing::new(members).into(),
             ..Self::default()
         }
     }
@@ -200,6 +206,7 @@ impl Live {
                     guest_stopped: member.guest_stopped.load(Relaxed),
                 })
                 .collect(),
+            shared_pages: self.sharing.rows(),
         }
     }
 }

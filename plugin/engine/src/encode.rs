@@ -3,7 +3,7 @@
 //!
 //! Must not: do I/O or wait. Ordering is serial, in the order of the stream; building is not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmgang_dedup::{BlockMatches, DigestKey, Member, PAGE_BYTES, Page, Slot, delta};
 use vmgang_wire::payload::{BlockReference, Content, PageBlocks, Place};
@@ -21,6 +21,7 @@ use crate::order::{Bases, Judgement, SessionOrder};
 use crate::pool::Pool;
 use crate::scanned::Scanned;
 use crate::seal::Unsealed;
+use crate::sharing::Sharing;
 
 /// A frame that has its place in the session but is not built yet.
 #[derive(Debug)]
@@ -53,6 +54,7 @@ pub(crate) struct Common {
     pub buffers: Buffers,
     /// zstd contexts for payloads, as many as are at work at once.
     pub compressors: Pool<FrameCompressor>,
+    pub sharing: Arc<Sharing>,
 }
 
 /// Encodes one channel. For each chunk: [`identify`](Self::identify), then
@@ -221,6 +223,7 @@ impl ChannelEncoder {
                     let judgement = if known { judged.next() } else { None };
                     let content = match judgement {
                         Some((_, Judgement::Reference { slot, first_sender })) => {
+                            self.common.sharing.count(self.member, *first_sender);
                             Content::Reference {
                                 slot: slot.0,
                                 group: match *first_sender {

@@ -61,6 +61,7 @@ impl Estimator {
             techniques,
             buffers: buffers.clone(),
             compressors: Pool::default(),
+            sharing: live.sharing.clone(),
         };
         let encoder = |member| ChannelEncoder::new(1, Member(member as u16), common.clone());
         let ladder = Arc::new(Ladder::new(rung, false, 1));

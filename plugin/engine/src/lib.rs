@@ -46,6 +46,7 @@ mod pool;
 mod runtime_dir;
 mod scanned;
 mod seal;
+mod sharing;
 pub mod source;
 mod source_api;
 mod stage_session;

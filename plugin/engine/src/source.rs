@@ -327,6 +327,7 @@ impl SourceSession {
                 techniques: options.techniques,
                 buffers,
                 compressors: Pool::default(),
+                sharing: live.sharing.clone(),
             },
             chunks: Chunks::default(),
             workers: options.workers,

@@ -222,12 +222,14 @@ impl Coordinator {
                 Some(report) => report,
                 None => coordinator.lost_sight(&job, &record, &peer).await,
             };
+            job.close_timeline(&report, Vec::new());
             coordinator.write_record(&Record {
                 started_unix_s: job.started_unix_s,
                 barrier_approximate: job.view().barrier_approximate,
                 balloons: Vec::new(),
                 // It is this host that they came to.
                 peer: None,
+                timeline: job.timeline().map(Arc::unwrap_or_clone),
                 report: report.clone(),
             });
             tracing::info!(

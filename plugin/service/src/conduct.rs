@@ -24,7 +24,7 @@ use crate::job::{Control, MemberState};
 use crate::report::JobState;
 use crate::switchover::{Limits, RATE_MIB_S};
 
-const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
+const REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long libvirt may take to answer for a member that was aborted before its QEMU had connected.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -138,6 +138,9 @@ impl Driver {
             for input in &inputs {
                 if let Input::Migrated(member) | Input::MigrateFailed(member, _) = input {
                     known.departures.remove(*member);
+                }
+                if let Input::Migrated(member) = input {
+                    self.set_state(*member, MemberState::Migrated);
                 }
                 // Before anything else: it may run on both hosts.
                 if let Input::MigrateFailed(member, _) = input

@@ -357,6 +357,7 @@ impl Coordinator {
                 barrier_approximate: job.view().barrier_approximate,
                 balloons,
                 peer,
+                timeline: job.timeline().map(Arc::unwrap_or_clone),
                 report: report.clone(),
             };
             coordinator.write_record(&record);

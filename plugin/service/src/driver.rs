@@ -232,6 +232,7 @@ impl Driver {
             bytes: Bytes::from(&counters),
             domains,
         };
+        self.job.close_timeline(&report, counters.shared_pages);
         (report, remains)
     }
 

@@ -14,6 +14,7 @@ use vmgang_libvirt::DomainState;
 use crate::balloon::Before;
 use crate::outcome;
 use crate::report::{DomainOutcome, JobState, Report};
+use crate::timeline::Timeline;
 
 /// How many ended jobs are kept.
 pub const JOBS_KEPT_MAX: usize = 100;
@@ -37,6 +38,9 @@ pub struct Record {
     )]
     pub peer: Option<String>,
     pub report: Report,
+    /// What happened when. Not with records of jobs that run, or ran before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<Timeline>,
 }
 
 impl Record {
@@ -193,6 +197,7 @@ mod tests {
         report.state = state;
         Record {
             peer: None,
+            timeline: None,
             started_unix_s,
             barrier_approximate: false,
             balloons: Vec::new(),

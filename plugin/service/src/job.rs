@@ -1,7 +1,7 @@
 //! A job as others see it: its members, state and figures, and how to stop it.
 //! Owns shared state only; the driver writes it, the bus reads it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use crate::convergence::Rates;
 use crate::error::ServiceError;
 use crate::history::Record;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
+use crate::timeline::{Recorder, Timeline};
 
 /// What the driver can be told while it works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,13 @@ pub struct JobView {
     pub report: Option<Report>,
 }
 
+/// What happened when.
+enum Recording {
+    Running(Recorder),
+    /// `None` if nobody has noted it: the job is an old one.
+    Ended(Option<Arc<Timeline>>),
+}
+
 /// One job, running or ended.
 pub struct Job {
     pub id: String,
@@ -118,6 +126,7 @@ pub struct Job {
     pub started_unix_s: u64,
     started: Option<Instant>,
     view: Mutex<JobView>,
+    timeline: Mutex<Recording>,
     /// Counts changes, for whoever publishes them.
     changes: watch::Sender<u64>,
     control: Option<mpsc::UnboundedSender<Control>>,
@@ -164,6 +173,7 @@ impl Job {
                 barrier_approximate: false,
                 report: None,
             }),
+            timeline: Mutex::new(Recording::Running(Recorder::default())),
             changes: watch::Sender::new(0),
             control: Some(control),
             can_post_copy,
@@ -205,6 +215,7 @@ impl Job {
                 barrier_approximate: record.barrier_approximate,
                 report: Some(report),
             }),
+            timeline: Mutex::new(Recording::Ended(record.timeline.map(Arc::new))),
             changes: watch::Sender::new(0),
             control: None,
             can_post_copy: false,
@@ -230,8 +241,34 @@ impl Job {
 
     /// Changes the view and wakes those who watch it.
     pub fn update(&self, change: impl FnOnce(&mut JobView)) {
-        change(&mut self.lock());
+        {
+            let mut view = self.lock();
+            change(&mut view);
+            if let (Recording::Running(recorder), Some(started)) =
+                (&mut *self.recording(), self.started)
+            {
+                recorder.note(started.elapsed(), &view);
+            }
+        }
         self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// The job has ended like this: its timeline is whole. `shared_pages` as the engine counts them.
+    pub fn close_timeline(&self, report: &Report, shared_pages: Vec<Vec<u64>>) {
+        let mut recording = self.recording();
+        if let (Recording::Running(recorder), Some(started)) = (&mut *recording, self.started) {
+            let recorder = std::mem::take(recorder);
+            let timeline = recorder.close(started.elapsed(), report, shared_pages);
+            *recording = Recording::Ended(Some(Arc::new(timeline)));
+        }
+    }
+
+    /// What happened when, so far; `None` of a job that ended before that was noted.
+    pub fn timeline(&self) -> Option<Arc<Timeline>> {
+        match &*self.recording() {
+            Recording::Running(recorder) => Some(Arc::new(recorder.timeline().clone())),
+            Recording::Ended(timeline) => timeline.clone(),
+        }
     }
 
     /// Wakes at every change; check [`JobState::ended`] to know when to stop.
@@ -292,6 +329,7 @@ impl Job {
             barrier_approximate: view.barrier_approximate,
             balloons: Vec::new(),
             peer: None,
+            timeline: None,
             report: Report {
                 job: self.id.clone(),
                 gang: self.gang.clone(),
@@ -304,6 +342,10 @@ impl Job {
                 domains,
             },
         }
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Recording> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, JobView> {

@@ -51,5 +51,6 @@ pub mod request;
 pub mod scans;
 pub mod stages;
 mod switchover;
+mod timeline;
 pub mod tunnel;
 mod watchdog;

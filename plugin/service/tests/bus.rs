@@ -261,6 +261,85 @@ async fn one_that_cannot_migrate_keeps_all_on_the_source() {
 }
 
 #[tokio::test]
+async fn what_happened_when_is_told_and_kept() {
+    let rig = Rig::new(Fake::new(&[("vm1", Script::Good), ("vm2", Script::Good)])).await;
+    let options = Options::from([("all", Variant::from(true))]);
+    let job = rig.migrate("", URI, options).await.expect("starts");
+    let report = rig.report(&job).await;
+    let proxy = rig.job(&job).await;
+    let told: String = proxy.call("GetTimeline", &()).await.expect("told");
+    let timeline: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    for member in 0..2 {
+        let phases = timeline["members"][member]["phases"]
+            .as_array()
+            .expect("phases");
+        let words: Vec<&str> = phases
+            .iter()
+            .filter_map(|phase| phase["phase"].as_str())
+            .collect();
+        assert_eq!(words.first(), Some(&"waiting"), "{timeline}");
+        assert!(
+            words.contains(&"copying") && words.contains(&"switching"),
+            "{timeline}"
+        );
+        assert_eq!(words.last(), Some(&"migrated"), "{timeline}");
+        let times: Vec<u64> = phases
+            .iter()
+            .filter_map(|phase| phase["at_ms"].as_u64())
+            .collect();
+        assert!(times.is_sorted(), "{timeline}");
+    }
+    assert!(timeline["switching_ms"].is_u64(), "{timeline}");
+    // The engine's last word.
+    assert_eq!(
+        timeline["samples"]["wire"]
+            .as_array()
+            .and_then(|wire| wire.last()),
+        Some(&300.into())
+    );
+    assert_eq!(timeline["shared_pages"], serde_json::json!([[1, 0, 0]]));
+
+    let id = report["job"].as_str().expect("an id");
+    let file = rig.state_dir.path().join(format!("jobs/{id}.json"));
+    let record = std::fs::read_to_string(&file).expect("a record");
+    let mut record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
+    assert_eq!(record["timeline"], timeline);
+    assert!(
+        record["report"].get("timeline").is_none(),
+        "the result is a contract"
+    );
+
+    // A later daemon tells it as well; of a record without one it says so.
+    let old = "00000000000000000000000000000001";
+    record["report"]["job"] = old.into();
+    record
+        .as_object_mut()
+        .expect("an object")
+        .remove("timeline");
+    let without = rig.state_dir.path().join(format!("jobs/{old}.json"));
+    std::fs::write(without, record.to_string()).expect("writes");
+    let later = Rig::after(Fake::new(&[("vm1", Script::Good)]), rig.state_dir).await;
+    let kept: String = later
+        .job(&job)
+        .await
+        .call("GetTimeline", &())
+        .await
+        .expect("kept");
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&kept).expect("JSON"),
+        timeline
+    );
+    let path = zbus::OwnedObjectPath::try_from(format!("/org/vmgang/jobs/{old}")).expect("a path");
+    let nothing: String = later
+        .job(&path)
+        .await
+        .call("GetTimeline", &())
+        .await
+        .expect("told");
+    assert_eq!(nothing, "");
+}
+
+#[tokio::test]
 async fn with_continue_the_rest_migrates() {
     let rig = Rig::new(Fake::new(&[
         ("vm1", Script::Good),

@@ -4,6 +4,7 @@
 //! Must not: reach into vmgang's crates. These tests know what users know: commands, JSON,
 //! exit codes, and the guests' own word about their memory.
 
+pub mod browser;
 pub mod documents;
 mod result;
 pub mod schema;

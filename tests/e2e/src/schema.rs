@@ -39,7 +39,8 @@ pub fn check(arguments: &[&str], printed: &str) -> Result<()> {
     check_value(name, &printed)
 }
 
-fn check_value(name: &str, value: &Value) -> Result<()> {
+/// Fails unless the value is as the definition of this name says.
+pub fn check_value(name: &str, value: &Value) -> Result<()> {
     let file = workspace().join("docs/json.schema.json");
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("cannot read {}", file.display()))?;

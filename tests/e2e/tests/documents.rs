@@ -72,6 +72,9 @@ fn run(lab: &Lab, command: &str) -> Result<()> {
             vmgang(a, &["abort", job])?.expect(0)?;
             Ok(())
         })?,
+        ["vmgang", "history", "JOB", "--html", file] => {
+            vmgang(a, &["history", &newest_job(lab)?, "--html", file])?.expect(0)?;
+        }
         ["vmgang", verb @ ("status" | "history"), "[JOB]", ..] => {
             vmgang(a, &[verb])?.expect(0)?;
             vmgang(a, &[verb, &newest_job(lab)?])?.expect(0)?;

@@ -8,7 +8,7 @@ use vmgang_lab::Host;
 
 /// A terminal of 80 columns on which a command runs.
 fn on_a_terminal(host: &Host, environment: &str, command: &str) -> Result<String> {
-    let command = format!("stty cols 80 rows 24; {environment} vmgang {command}");
+    let command = format!("stty cols 80 rows 24; TERM=xterm {environment} vmgang {command}");
     let ended: Ended = host
         .exec(&["script", "-qec", &command, "/dev/null"])?
         .into();
@@ -113,7 +113,8 @@ fn all_json_is_as_its_schema_says_and_everything_fits_a_terminal() -> Result<()>
             "{watched}"
         );
         ensure!(colours(&watched) > 0, "no colours: {watched:?}");
-        let mut all = vec![watched, picture];
+        // Bars are drawn over each other; how wide they are is tested where they are made.
+        let mut all = vec![picture];
         for command in ["history", &format!("history {id}"), "doctor", "gang list"] {
             let bare = on_a_terminal(a, "NO_COLOR=1", command)?;
             ensure!(colours(&bare) == 0, "coloured all the same: {bare:?}");

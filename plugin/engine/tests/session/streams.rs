@@ -55,6 +55,13 @@ async fn a_gang_arrives_byte_exact_and_the_books_balance() {
     );
     // Of three guests' shared thirds each page crossed as a reference.
     assert!(saved.cross_vm > 3 * 899 * 4000, "{saved:?}");
+    let pages = &counters.shared_pages;
+    let members = counters.members.len();
+    let others = |row: usize| (0..members).filter(move |column| *column != row);
+    let from_others: u64 = (0..members)
+        .flat_map(|row| others(row).map(move |column| pages[row][column]))
+        .sum();
+    assert!(from_others > 3 * 899, "{pages:?}");
     assert!(saved.zero > 0);
     assert!(saved.uniform >= 4 * 100 * 4000, "{saved:?}");
     let by_member: u64 = counters.members.iter().map(|m| m.qemu_stream_bytes).sum();

@@ -501,11 +501,13 @@ impl Shared {
 impl Coordinator {
     /// An ambient session's job is over.
     fn ambient_ended(&self, job: &Job, report: Report) {
+        job.close_timeline(&report, Vec::new());
         self.write_record(&Record {
             started_unix_s: job.started_unix_s,
             barrier_approximate: false,
             balloons: Vec::new(),
             peer: None,
+            timeline: job.timeline().map(Arc::unwrap_or_clone),
             report: report.clone(),
         });
         self.has_ended(job, report);

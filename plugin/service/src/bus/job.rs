@@ -60,6 +60,19 @@ impl JobObject {
         self.job.start_post_copy()
     }
 
+    /// What happened when in the job, so far, as one JSON object: docs/json.schema.json has its form under
+    /// "timeline". Empty if that was not noted, as by earlier versions.
+    async fn get_timeline(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, ServiceError> {
+        check(connection, &header, Permission::Read).await?;
+        let timeline = self.job.timeline();
+        let json = timeline.and_then(|timeline| serde_json::to_string(&*timeline).ok());
+        Ok(json.unwrap_or_default())
+    }
+
     /// preparing, running, switching, completed, failed, partial or aborted.
     #[zbus(property)]
     async fn state(

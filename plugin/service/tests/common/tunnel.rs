@@ -68,6 +68,7 @@ impl Session for FakeSession {
             qemu_stream_bytes: 1000,
             wire_bytes: 300,
             literal_bytes: 200,
+            shared_pages: vec![vec![1, 0, 0]],
             saved: Saved {
                 zero: 800,
                 compression: -100,
