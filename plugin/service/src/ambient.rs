@@ -98,6 +98,16 @@ pub async fn run(
     }
 }
 
+/// Removes all sockets: nobody serves them any more.
+pub fn clear(runtime_dir: &Path) {
+    match fs::remove_dir_all(runtime_dir.join("to")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "ambient sockets are left behind");
+        }
+        _ => {}
+    }
+}
+
 /// Starts from nothing: what an earlier daemon left is of no use.
 async fn make_directories(
     runtime_dir: &Path,

@@ -135,6 +135,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     if let Some(file) = config.metrics_file.0.clone() {
         tokio::spawn(metrics::run(file, coordinator.clone(), admittance.clone()));
     }
+    let runtime_dir = config.runtime_dir.clone();
     let ambient = config.ambient.clone();
     let ambient = ambient
         .is_on()
@@ -194,10 +195,13 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     };
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: running jobs are aborted");
-    if let Some(ambient) = ambient {
+    if let Some(ambient) = &ambient {
         ambient.abort();
     }
     coordinator.shutdown().await;
+    if ambient.is_some() {
+        ambient::clear(&runtime_dir);
+    }
     let _ = stop.send(true);
     tokio::time::sleep(LAST_SIGNALS).await;
     listening.abort();

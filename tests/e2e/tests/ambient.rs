@@ -172,5 +172,7 @@ fn ambient(lab: &Lab) -> Result<()> {
     wait_until("its socket is gone", || {
         Ok(!a.exec(&["test", "-e", &gone])?.status.success())
     })?;
+    a.vmgangd().stop()?;
+    ensure!(a.list_dir("/run/vmgang/to").is_err(), "sockets are left");
     Ok(())
 }
