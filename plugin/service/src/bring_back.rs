@@ -1,22 +1,19 @@
 //! `Return`: the members of a job that has ended come back. The host they are on now is asked to migrate
-//! them, and tells how it goes; here that is shown as a job of the same id.
+//! them (`bring_back/giving.rs` is its end), and tells how it goes; here that is shown as a job of the same id.
 //!
-//! What is said over the connection is lines of JSON, see docs/protocol.md.
-//! Must not: decide who may ask; `access.rs` does. Whoever is asked does what it does for a call on its own bus.
+//! Must not: move anything. Where members are when the other host is lost sight of is not guessed.
+
+mod giving;
+mod words;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
-};
-use uuid::Uuid;
-use vmgang_engine::{Connection, PeerAddress, PeerName, connect_control};
-use vmgang_libvirt::DomainInfo;
-use zbus::{OwnedVariant, Variant};
+use tokio::io::{AsyncBufRead, BufReader};
+use vmgang_engine::{PeerAddress, connect_control};
+use zbus::OwnedVariant;
 
 use crate::coordinator::Coordinator;
 use crate::destination::Destination;
@@ -24,69 +21,11 @@ use crate::error::ServiceError;
 use crate::history::Record;
 use crate::hypervisor::ask;
 use crate::job::{Control, Job, JobView};
-use crate::peers::describe;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
-use crate::request::MigrateRequest;
+use words::{ANSWER_BYTES_MAX, Answer, Choice, Order, Wanted, hear, say};
 
-/// A peer that has been let in says what it wants at once.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The other host looks at its members and at this host before it answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
-/// At most so often the state of the job is told.
-const CHANGES_INTERVAL: Duration = Duration::from_millis(500);
-/// Names of 1024 members and some options.
-const REQUEST_BYTES_MAX: u64 = 256 * 1024;
-/// The state of 1024 members.
-const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Order {
-    /// These are to come back.
-    Return {
-        /// What had brought them, for the log.
-        job: String,
-        gang: Option<String>,
-        members: Vec<Wanted>,
-        /// The host that asks, as the other one reaches it.
-        destination: String,
-        options: HashMap<String, Choice>,
-    },
-    Abort,
-    SetBandwidth(Option<u64>),
-}
-
-/// A member as it was when it left.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Wanted {
-    uuid: Uuid,
-    name: String,
-}
-
-/// The value of an option.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Choice {
-    Flag(bool),
-    Number(u64),
-    Text(String),
-}
-
-/// What is answered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    /// Nothing has changed. A sentence for the person who asked.
-    Refused(String),
-    Started {
-        job: Uuid,
-        /// What is not as it was when the members left.
-        changes: Vec<String>,
-    },
-    View(Box<JobView>),
-    Ended(Box<Report>),
-}
 
 /// A request to bring members back.
 #[derive(Debug)]
@@ -97,34 +36,6 @@ pub struct ReturnRequest {
     pub destination: Option<String>,
     /// As for a migration, but for the selection.
     pub options: HashMap<String, OwnedVariant>,
-}
-
-impl Choice {
-    fn read(name: &str, value: &OwnedVariant) -> Result<Choice, ServiceError> {
-        let value: &Variant<'_> = value;
-        let value = value.clone();
-        if let Ok(flag) = bool::try_from(value.clone()) {
-            return Ok(Choice::Flag(flag));
-        }
-        if let Ok(number) = u64::try_from(value.clone()) {
-            return Ok(Choice::Number(number));
-        }
-        String::try_from(value).map(Choice::Text).map_err(|_| {
-            ServiceError::InvalidOption(format!(
-                "the option {name} is neither a flag (b), a number (t) nor a text (s)"
-            ))
-        })
-    }
-
-    fn into_variant(self) -> Result<OwnedVariant, ServiceError> {
-        let value = match self {
-            Choice::Flag(flag) => Variant::from(flag),
-            Choice::Number(number) => Variant::from(number),
-            Choice::Text(text) => Variant::from(text),
-        };
-        OwnedVariant::try_from(value)
-            .map_err(|error| ServiceError::InvalidOption(error.to_string()))
-    }
 }
 
 impl Coordinator {
@@ -339,163 +250,6 @@ impl Coordinator {
             domains: domains.collect(),
         }
     }
-
-    /// The other end: does what a peer asks for that may, and tells it how that goes.
-    pub async fn obey(
-        self: Arc<Self>,
-        peer: PeerName,
-        connection: Box<dyn Connection>,
-    ) -> io::Result<()> {
-        let (reader, mut writer) = tokio::io::split(connection);
-        let mut reader = BufReader::new(reader);
-        let order = tokio::time::timeout(REQUEST_TIMEOUT, hear(&mut reader, REQUEST_BYTES_MAX));
-        let order = order.await.map_err(|_| io::ErrorKind::TimedOut)??;
-        let Some(order @ Order::Return { .. }) = order else {
-            let text =
-                "it was not told what to bring back; install the same vmgang version on both hosts";
-            return say(&mut writer, &Answer::Refused(text.to_owned())).await;
-        };
-        let (job, changes) = match self.give_back(order, &peer).await {
-            Ok(started) => started,
-            Err(error) => {
-                let text = error.sentence().to_owned();
-                return say(&mut writer, &Answer::Refused(text)).await;
-            }
-        };
-        let id = Uuid::try_parse(&job.id).map_err(io::Error::other)?;
-        say(&mut writer, &Answer::Started { job: id, changes }).await?;
-        // The job goes on if nobody listens any more.
-        tokio::select! {
-            told = tell(&mut writer, &job) => told,
-            heard = listen(&mut reader, &job) => heard,
-        }
-    }
-
-    /// Starts the job that brings a peer its guests.
-    async fn give_back(
-        self: &Arc<Self>,
-        order: Order,
-        peer: &PeerName,
-    ) -> Result<(Arc<Job>, Vec<String>), ServiceError> {
-        let Order::Return {
-            job: of,
-            gang,
-            members,
-            destination,
-            options,
-        } = order
-        else {
-            return Err(ServiceError::Internal("nothing to bring back".to_owned()));
-        };
-        let domains = self.domains().await?;
-        let (coming, changes) = compare(gang.as_deref(), &members, &domains);
-        if coming.is_empty() {
-            return Err(ServiceError::NoRunningMember(changes.join("; ")));
-        }
-        let mut choices = HashMap::new();
-        for (name, choice) in options {
-            choices.insert(name, choice.into_variant()?);
-        }
-        // As it was over there, where they are persistent if they are here.
-        for name in ["persistent", "undefinesource"] {
-            if coming.iter().any(|domain| domain.persistent) {
-                choices.insert(name.to_owned(), Choice::Flag(true).into_variant()?);
-            }
-        }
-        let uuids: Vec<String> = coming
-            .iter()
-            .map(|domain| domain.uuid.to_string())
-            .collect();
-        let selection = OwnedVariant::try_from(Variant::from(uuids))
-            .map_err(|error| ServiceError::Internal(error.to_string()))?;
-        choices.insert("domains".to_owned(), selection);
-        let request = MigrateRequest::parse("", &destination, choices)?;
-        tracing::info!(
-            peer = describe(peer),
-            of,
-            destination,
-            "a peer wants its guests back"
-        );
-        let job = self.migrate(request).await?;
-        self.show_started(&job);
-        Ok((job, changes))
-    }
-}
-
-/// Who can come back, and in what respects things are not as they were.
-fn compare<'a>(
-    gang: Option<&str>,
-    members: &[Wanted],
-    domains: &'a [DomainInfo],
-) -> (Vec<&'a DomainInfo>, Vec<String>) {
-    let mut coming = Vec::new();
-    let mut changes = Vec::new();
-    for member in members {
-        let name = &member.name;
-        match domains.iter().find(|domain| domain.uuid == member.uuid) {
-            None => changes.push(format!("domain {name} is not there any more")),
-            Some(domain) if !domain.active() => changes.push(format!(
-                "domain {name} is {} and stays there",
-                domain.state.as_str()
-            )),
-            Some(domain) => {
-                if domain.name != *name {
-                    changes.push(format!("domain {name} is called {} now", domain.name));
-                }
-                coming.push(domain);
-            }
-        }
-    }
-    let in_gang = |domain: &&DomainInfo| match (&domain.membership, gang) {
-        (Ok(Some(member)), Some(gang)) => member.gang == gang,
-        _ => false,
-    };
-    for domain in domains.iter().filter(in_gang) {
-        if !members.iter().any(|member| member.uuid == domain.uuid) {
-            changes.push(format!(
-                "domain {} has joined the gang there and stays",
-                domain.name
-            ));
-        }
-    }
-    (coming, changes)
-}
-
-/// Tells how a job goes, to its end.
-async fn tell(writer: &mut (impl AsyncWrite + Unpin), job: &Job) -> io::Result<()> {
-    let mut changes = job.watch();
-    loop {
-        changes.mark_unchanged();
-        let mut view = job.view();
-        if let Some(report) = view.report.take() {
-            return say(writer, &Answer::Ended(Box::new(report))).await;
-        }
-        say(writer, &Answer::View(Box::new(view))).await?;
-        let told = Instant::now();
-        let mut end = job.watch();
-        tokio::select! {
-            changed = async {
-                let changed = changes.changed().await;
-                tokio::time::sleep(CHANGES_INTERVAL.saturating_sub(told.elapsed())).await;
-                changed
-            } => if changed.is_err() { return Ok(()); },
-            _ = end.wait_for(|_| job.state().ended()) => {}
-        }
-    }
-}
-
-/// Does to the job what the peer says meanwhile.
-async fn listen(reader: &mut (impl AsyncBufRead + Unpin), job: &Job) -> io::Result<()> {
-    while let Some(order) = hear(reader, REQUEST_BYTES_MAX).await? {
-        let control = match order {
-            Order::Abort => Control::Abort,
-            Order::SetBandwidth(bytes_per_s) => Control::SetBandwidth(bytes_per_s),
-            Order::Return { .. } => return Err(io::Error::other("a second request")),
-        };
-        // It may have ended just now.
-        let _ = job.control(control);
-    }
-    Ok(())
 }
 
 /// Shows what the other host tells, to the job's report; `None` if that does not come.
@@ -526,109 +280,5 @@ async fn follow(reader: &mut (impl AsyncBufRead + Unpin), job: &Job) -> Option<R
                 return None;
             }
         }
-    }
-}
-
-async fn say(writer: &mut (impl AsyncWrite + Unpin), what: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(what)?;
-    line.push(b'\n');
-    writer.write_all(&line).await?;
-    writer.flush().await
-}
-
-/// The next line, of so many bytes at most; `None` at the end. Not cancel-safe.
-async fn hear<T: DeserializeOwned>(
-    reader: &mut (impl AsyncBufRead + Unpin),
-    bytes_max: u64,
-) -> io::Result<Option<T>> {
-    let mut line = Vec::new();
-    let mut bounded = (&mut *reader).take(bytes_max);
-    if bounded.read_until(b'\n', &mut line).await? == 0 {
-        return Ok(None);
-    }
-    if line.last() != Some(&b'\n') {
-        return Err(io::Error::other("a line is cut off or too long"));
-    }
-    Ok(Some(serde_json::from_slice(&line)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use vmgang_libvirt::{DomainState, Membership};
-
-    use super::*;
-
-    fn domain(n: u128, name: &str, active: bool, gang: Option<&str>) -> DomainInfo {
-        DomainInfo {
-            name: name.into(),
-            uuid: Uuid::from_u128(n),
-            id: active.then_some(1),
-            state: match active {
-                true => DomainState::Running,
-                false => DomainState::ShutOff,
-            },
-            persistent: true,
-            memory_bytes: 1,
-            membership: Ok(gang.map(|gang| Membership {
-                gang: gang.into(),
-                order: None,
-            })),
-        }
-    }
-
-    #[test]
-    fn what_has_changed_is_named_and_who_can_comes() {
-        let wanted = |n, name: &str| Wanted {
-            uuid: Uuid::from_u128(n),
-            name: name.into(),
-        };
-        let domains = [
-            domain(1, "web1", true, Some("web")),
-            domain(2, "renamed", true, Some("web")),
-            domain(3, "web3", false, Some("web")),
-            domain(5, "new", true, Some("web")),
-            domain(6, "other", true, None),
-        ];
-        let members = [
-            wanted(1, "web1"),
-            wanted(2, "web2"),
-            wanted(3, "web3"),
-            wanted(4, "web4"),
-        ];
-        let (coming, changes) = compare(Some("web"), &members, &domains);
-        let names: Vec<_> = coming.iter().map(|domain| &*domain.name).collect();
-        assert_eq!(names, ["web1", "renamed"]);
-        let changes = changes.join("\n");
-        for part in [
-            "web2 is called renamed now",
-            "web3 is shut off",
-            "web4 is not there any more",
-            "new has joined the gang",
-        ] {
-            assert!(changes.contains(part), "{part}: {changes}");
-        }
-        assert!(!changes.contains("other"), "{changes}");
-    }
-
-    #[tokio::test]
-    async fn lines_are_bounded_and_whole() {
-        let said = Order::SetBandwidth(Some(5));
-        let mut bytes = Vec::new();
-        say(&mut bytes, &said).await.expect("written");
-        let read = hear::<Order>(&mut &*bytes, 100).await.expect("read");
-        assert_eq!(read, Some(said));
-        assert!(hear::<Order>(&mut &*bytes, 5).await.is_err(), "too long");
-        assert!(
-            hear::<Order>(&mut &bytes[..5], 100).await.is_err(),
-            "cut off"
-        );
-        assert!(
-            hear::<Order>(&mut &b"{}\n"[..], 100).await.is_err(),
-            "nothing"
-        );
-        assert_eq!(
-            hear::<Order>(&mut &b""[..], 100).await.expect("the end"),
-            None
-        );
     }
 }
