@@ -55,7 +55,9 @@ impl Diagnosis {
         let count = self.findings.iter().filter(refused).count();
         match (self.ready, &self.destination) {
             (true, Some(_)) => format!("Ready: {migration} would not be refused."),
-            (true, None) => "Nothing on this host would refuse a migration; name a destination to look at the pair.".into(),
+            (true, None) => {
+                "Nothing here would refuse a migration; name a destination to see the pair.".into()
+            }
             (false, _) => format!("Not ready: {migration} would be refused ({count} findings)."),
         }
     }

@@ -58,6 +58,11 @@ pub trait DestinationHost: Send + Sync + 'static {
     /// Whether libvirt on this host has itself announced that this member comes. Asked once, before
     /// anything connects to its QEMU. The error is why not.
     fn announced(&self, member: Uuid) -> Result<(), String>;
+    /// The same of a member whose socket bears its name: it is the domain of that name that comes.
+    fn announced_by_name(&self, member: Uuid, name: &str) -> Result<(), String> {
+        let _ = name;
+        self.announced(member)
+    }
     /// A stage has got so many contents more, of them so many that were found on this host.
     fn staged(&self, job: Uuid, contents: u64, found: u64);
     /// How a member's migration ended, if libvirt here knows.

@@ -273,10 +273,13 @@ impl<'a> Session<'a> {
         failures: &mpsc::UnboundedSender<String>,
     ) -> Result<(Self, Welcome), String> {
         let key = DigestKey(job.hello.integrity_key);
+        // That directory is one user's, whatever a peer says.
+        let ambient = job.hello.purpose == Purpose::Ambient;
         let owners: Vec<_> = Offer::from_hello(&job.hello)
             .members
             .iter()
-            .map(|member| member.fixed_owner.unwrap_or(job.admission.socket_owner))
+            .map(|member| member.fixed_owner.filter(|_| !ambient))
+            .map(|fixed| fixed.unwrap_or(job.admission.socket_owner))
             .collect();
         let sockets = sockets(job, &owners)?;
         let buffers = Buffers::default();
@@ -529,7 +532,12 @@ impl<'a> Session<'a> {
         // In an ambient session it may have come and gone since it was asked.
         if !self.announced[member] || self.job.hello.purpose == Purpose::Ambient {
             let (host, uuid) = (self.job.host.clone(), self.job.hello.members[member].uuid);
-            let asked = self.job.workers.blocking(move || host.announced(uuid));
+            let ambient = self.job.hello.purpose == Purpose::Ambient;
+            let name = self.job.hello.members[member].name.clone();
+            let asked = self.job.workers.blocking(move || match ambient {
+                true => host.announced_by_name(uuid, &name),
+                false => host.announced(uuid),
+            });
             let announced = match tokio::time::timeout(ANNOUNCED_TIMEOUT, asked).await {
                 Ok(Ok(announced)) => announced,
                 Ok(Err(_)) => Err("its daemon failed while asking".to_owned()),

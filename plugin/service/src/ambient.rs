@@ -30,6 +30,8 @@ use session::Route;
 /// How often domains are looked for of which libvirt's hook does not tell: those that were defined and
 /// have not been started.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// What keeps a connection from being taken may be over by then.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Sockets of this host's domains.
 struct Sockets {
@@ -175,7 +177,9 @@ impl Sockets {
         });
         for domain in &found {
             if !self.domains.contains_key(&domain.name) {
-                let listening = self.listen(domain).await;
+                let Some(listening) = self.listen(domain).await else {
+                    continue;
+                };
                 let entry = (Identity::of(domain), listening);
                 self.domains.insert(domain.name.clone(), entry);
             }
@@ -183,13 +187,14 @@ impl Sockets {
         Ok(())
     }
 
-    async fn listen(&self, domain: &DomainInfo) -> Vec<AbortHandle> {
+    /// `None`: not now.
+    async fn listen(&self, domain: &DomainInfo) -> Option<Vec<AbortHandle>> {
         let owner = match self.owner(domain).await {
             Ok(owner) => owner,
             Err(error) => {
                 let error = error.sentence();
-                tracing::warn!(domain = domain.name, error, "no ambient sockets for it");
-                return Vec::new();
+                tracing::warn!(domain = domain.name, error, "no ambient sockets for it yet");
+                return None;
             }
         };
         let listen = |route: &Arc<Route>| {
@@ -207,8 +212,14 @@ impl Sockets {
                 Ok(mut listener) => {
                     let (route, uuid) = (route.clone(), domain.uuid);
                     let task = tokio::spawn(async move {
-                        while let Ok(connection) = listener.accept().await {
-                            route.take(uuid, connection).await;
+                        loop {
+                            match listener.accept().await {
+                                Ok(connection) => route.take(uuid, connection).await,
+                                Err(error) => {
+                                    tracing::warn!(peer = route.name(), %error, "accepting an ambient connection failed");
+                                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                                }
+                            }
                         }
                     });
                     listening.push(task.abort_handle());
@@ -218,7 +229,7 @@ impl Sockets {
                 ),
             }
         }
-        listening
+        Some(listening)
     }
 
     /// The user of the domain's QEMU, or of all QEMUs as long as it has none.

@@ -6,12 +6,13 @@
 mod giving;
 mod words;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, BufReader};
+use uuid::Uuid;
 use vmgang_engine::{PeerAddress, connect_control};
 use zbus::OwnedVariant;
 
@@ -26,6 +27,8 @@ use words::{ANSWER_BYTES_MAX, Answer, Choice, Order, Wanted, hear, say};
 
 /// The other host looks at its members and at this host before it answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// The other host tells of the job every few seconds; one that says nothing for so long hangs.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A request to bring members back.
 #[derive(Debug)]
@@ -77,7 +80,7 @@ impl Coordinator {
         let order = Order::Return {
             job: record.report.job.clone(),
             gang: record.report.gang.clone(),
-            members: away,
+            members: away.clone(),
             destination: here.clone(),
             options,
         };
@@ -105,6 +108,16 @@ impl Coordinator {
             }
             _ => return Err(broke(io::Error::other("it answers something else"))),
         };
+        let known = self.parts.history.load().unwrap_or_default();
+        if known
+            .iter()
+            .any(|known| known.report.job == id.simple().to_string())
+        {
+            return Err(broke(io::Error::other(
+                "it answers with the id of another job",
+            )));
+        }
+        let away: HashSet<Uuid> = away.iter().map(|member| member.uuid).collect();
         let (job, mut control) = Job::start(id, record.report.gang.as_deref(), &here, &[], false);
         let job = Arc::new(job);
         self.add(&job)?;
@@ -130,7 +143,17 @@ impl Coordinator {
                 () = said => None,
             };
             let report = match report {
-                Some(report) => report,
+                // Of what was asked for and nothing else, whatever the other host says.
+                Some(report) => Report {
+                    gang: job.gang.clone(),
+                    destination: job.destination.clone(),
+                    domains: report
+                        .domains
+                        .into_iter()
+                        .filter(|domain| away.contains(&domain.uuid))
+                        .collect(),
+                    ..report
+                },
                 None => coordinator.lost_sight(&job, &record, &peer).await,
             };
             job.close_timeline(&report, Vec::new());
@@ -255,7 +278,8 @@ impl Coordinator {
 /// Shows what the other host tells, to the job's report; `None` if that does not come.
 async fn follow(reader: &mut (impl AsyncBufRead + Unpin), job: &Job) -> Option<Report> {
     loop {
-        match hear(reader, ANSWER_BYTES_MAX).await {
+        let heard = tokio::time::timeout(SILENCE, hear(reader, ANSWER_BYTES_MAX)).await;
+        match heard.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(Some(Answer::View(now))) if !now.state.ended() => {
                 job.update(|view| {
                     *view = JobView {

@@ -202,8 +202,9 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     if ambient.is_some() {
         ambient::clear(&runtime_dir);
     }
-    let _ = stop.send(true);
+    // Peers that had asked for a job hear its end, too.
     tokio::time::sleep(LAST_SIGNALS).await;
+    let _ = stop.send(true);
     listening.abort();
     anyhow::ensure!(!bus_lost, "the connection to the system bus was lost");
     Ok(())

@@ -13,7 +13,7 @@ use vmgang_engine::{
     SocketOwner,
 };
 use vmgang_hook::Expected;
-use vmgang_libvirt::LibvirtError;
+use vmgang_libvirt::{DomainState, LibvirtError};
 
 use crate::access::Access;
 use crate::announcements::Announcements;
@@ -152,6 +152,20 @@ impl DestinationHost for Admittance {
             Ok(_) | Err(LibvirtError::NoSuchDomain { .. }) => {
                 Err("libvirt there has not announced this domain".to_owned())
             }
+            Err(error) => Err(format!(
+                "libvirt there cannot say whether it comes: {error}"
+            )),
+        }
+    }
+
+    fn announced_by_name(&self, member: Uuid, name: &str) -> Result<(), String> {
+        self.announced(member)?;
+        match self.hypervisor.domain(member) {
+            // A guest that arrives does not run yet.
+            Ok(domain) if domain.name == name && domain.state == DomainState::Paused => Ok(()),
+            Ok(_) => Err(format!(
+                "libvirt there has not announced a domain '{name}' with that UUID"
+            )),
             Err(error) => Err(format!(
                 "libvirt there cannot say whether it comes: {error}"
             )),

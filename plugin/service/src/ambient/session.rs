@@ -16,7 +16,7 @@ use vmgang_engine::{
     QemuConnection, QemuListener, Scanned, SessionCounters, SocketOwner, SourceEvent,
     SourceOptions, Techniques, ambient_socket,
 };
-use vmgang_libvirt::DomainInfo;
+use vmgang_libvirt::{DomainInfo, LibvirtError};
 
 use crate::budget;
 use crate::coordinator::Coordinator;
@@ -104,11 +104,9 @@ impl Route {
         let Some(connection) = connection else {
             return;
         };
-        match self.open().await {
+        match self.open(domain).await {
             Ok(mut open) => {
-                if open.take(domain, connection).is_some() {
-                    tracing::error!(peer = %self.peer, %domain, "an ambient connection of a domain that does not run");
-                }
+                let _ = open.take(domain, connection);
                 *current = Some(open);
             }
             Err(error) => tracing::error!(
@@ -119,13 +117,24 @@ impl Route {
     }
 
     /// Opens a session with all domains that run, and begins its job.
-    async fn open(self: &Arc<Self>) -> Result<Open, ServiceError> {
+    /// `asking` is one of them.
+    async fn open(self: &Arc<Self>, asking: Uuid) -> Result<Open, ServiceError> {
         let coordinator = &self.coordinator;
         let parts = &coordinator.parts;
-        let (source_host, domains) = ask(&parts.hypervisor, |hypervisor| {
+        let (runtime_dir, host) = (parts.runtime_dir.clone(), self.name().to_owned());
+        let (source_host, domains) = ask(&parts.hypervisor, move |hypervisor| {
             let mut members = Vec::new();
-            let running = hypervisor.domains()?.into_iter().filter(DomainInfo::active);
-            for domain in running.take(MEMBERS_MAX) {
+            let mut running = hypervisor.domains()?;
+            running.retain(|domain| {
+                domain.active() && ambient_socket(&runtime_dir, &host, &domain.name).is_some()
+            });
+            running.sort_by_key(|domain| domain.uuid != asking);
+            if running.first().is_none_or(|first| first.uuid != asking) {
+                return Err(LibvirtError::NoSuchDomain {
+                    domain: asking.to_string(),
+                });
+            }
+            for domain in running.into_iter().take(MEMBERS_MAX) {
                 // It may have ended meanwhile.
                 if let Ok(qemu) = hypervisor.domain_qemu(domain.uuid) {
                     members.push((domain, qemu.user));

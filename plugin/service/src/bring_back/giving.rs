@@ -22,6 +22,8 @@ use crate::request::MigrateRequest;
 
 /// A peer that has been let in says what it wants at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// And at least so often, that the other host sees that this one lives.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// At most so often the state of the job is told.
 const CHANGES_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -166,6 +168,7 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), job: &Job) -> io::Result<(
                 changed
             } => if changed.is_err() { return Ok(()); },
             _ = end.wait_for(|_| job.state().ended()) => {}
+            () = tokio::time::sleep(ALIVE_INTERVAL) => {}
         }
     }
 }
