@@ -20,7 +20,7 @@ const BOB: &str = "bob";
 const MALLORY: &str = "mallory";
 
 /// Interface, method, the action it needs, and how `busctl` calls it.
-const METHODS: [(&str, &str, &str, &[&str]); 15] = [
+const METHODS: [(&str, &str, &str, &[&str]); 17] = [
     ("Manager1", "ListGangs", "read", &[]),
     ("Manager1", "GetGang", "read", &["s", "web"]),
     ("Manager1", "ListStages", "read", &[]),
@@ -54,6 +54,13 @@ const METHODS: [(&str, &str, &str, &[&str]); 15] = [
         "migrate",
         &["ssa{sv}", "web", "b", "0"],
     ),
+    (
+        "Manager1",
+        "Return",
+        "migrate",
+        &["ssa{sv}", "nosuch", "", "0"],
+    ),
+    ("Job1", "GetTimeline", "read", &[]),
     ("Job1", "Abort", "migrate", &[]),
     ("Job1", "SetBandwidth", "migrate", &["t", "1"]),
     ("Job1", "StartPostCopy", "migrate", &[]),
