@@ -1,23 +1,80 @@
 //! One measured move.
+//!
+//! Owns: what is read before, during and after it, from outside of whoever moves the guests.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
-use vmgang_e2e::{expect_running, verify_all};
+use serde::{Deserialize, Serialize};
+use vmgang_e2e::{JobResult, expect_running, uri, verify_all, vmgang};
 use vmgang_lab::{Host, Lab};
 
+use crate::congestion::{Congestion, Delivered};
 use crate::contender::Contender;
+use crate::cost::{Cost, Meter};
+use crate::gang::GANG;
+use crate::load::{Load, Watch};
+
+/// Between preparing and the migration.
+const PREPARED_FOR: Duration = Duration::from_secs(10);
 
 /// What a move took.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Move {
     pub contender: String,
     pub seconds: f64,
-    /// Both directions on the source's interface, all headers included.
+    /// Both directions on the source's interface, all headers included, other traffic left out.
     pub link_bytes: u64,
     /// As libvirt on the destination tells, in the order of the gang.
     pub downtime_ms: Vec<u64>,
+    pub cost: Cost,
+    /// Of guests that were watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
+    /// The other traffic on the link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<Delivered>,
+    /// What preparing took, which is in no other figure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepared: Option<Preparation>,
+    /// What vmgang told about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Told>,
+}
+
+/// What `vmgang prepare` took.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Preparation {
+    pub seconds: f64,
+    pub link_bytes: u64,
+}
+
+/// Of vmgang's own figures, those that cannot be seen from outside, in bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    pub qemu_stream: u64,
+    pub wire: u64,
+    pub saved_zero: i64,
+    pub saved_uniform: i64,
+    pub saved_intra_vm: i64,
+    pub saved_cross_vm: i64,
+    pub saved_other: i64,
+}
+
+impl From<JobResult> for Told {
+    fn from(job: JobResult) -> Self {
+        let saved = &job.bytes.saved;
+        let named = saved.zero + saved.uniform + saved.intra_vm + saved.cross_vm;
+        Self {
+            qemu_stream: job.bytes.qemu_stream,
+            wire: job.bytes.wire,
+            saved_zero: saved.zero,
+            saved_uniform: saved.uniform,
+            saved_intra_vm: saved.intra_vm,
+            saved_cross_vm: saved.cross_vm,
+            saved_other: saved.total() - named,
+        }
+    }
 }
 
 impl Move {
@@ -32,35 +89,73 @@ impl Move {
     }
 }
 
-/// Moves the gang from a to b, and brings it back (over an unlimited link, unmeasured) to where
+/// Under which circumstances guests are moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Circumstances {
+    /// What the link carries, in bits per second.
+    pub link: Option<u64>,
+    /// How much of that is other traffic.
+    pub congestion: Option<u64>,
+    /// Guests have something to do and are watched.
+    pub watch: bool,
+}
+
+/// Moves guests from a to b, and brings them back (over an unlimited link, unmeasured) to where
 /// the next contender starts. `verify`: every guest checks all its memory in between.
 pub fn there_and_back(
     lab: &Lab,
     guests: &[&str],
     contender: Contender,
-    link: Option<u64>,
+    circumstances: Circumstances,
     verify: bool,
 ) -> Result<Move> {
-    let moved = there(lab, guests, contender, link)?;
+    let moved = there(lab, guests, contender, circumstances)?;
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     if verify {
         verify_all(b, guests)?;
     }
     lab.shape(None)?;
     Contender::StockParallel.migrate(guests, b, a)?;
-    expect_running(a, guests)?;
+    expect_running(b, &[])?;
     Ok(moved)
 }
 
-/// Moves the gang from a to b.
-pub fn there(lab: &Lab, guests: &[&str], contender: Contender, link: Option<u64>) -> Result<Move> {
+/// Moves guests from a to b.
+pub fn there(
+    lab: &Lab,
+    guests: &[&str],
+    contender: Contender,
+    circumstances: Circumstances,
+) -> Result<Move> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
-    lab.shape(link)?;
+    lab.shape(circumstances.link)?;
+    let prepared = match contender {
+        Contender::Prepared => Some(prepare(a, b)?),
+        _ => None,
+    };
+    let congestion = circumstances
+        .congestion
+        .map(|rate| Congestion::start(lab, rate))
+        .transpose()?;
+    let watch = circumstances
+        .watch
+        .then(|| Watch::start(lab, guests))
+        .transpose()?;
+
+    let other_before = congestion.as_ref().map(Congestion::so_far);
     let before = a.net_counters()?;
+    let meter = Meter::start(lab)?;
     let start = Instant::now();
-    contender.migrate(guests, a, b)?;
+    let job = contender.migrate(guests, a, b)?;
     let seconds = start.elapsed().as_secs_f64();
-    let after = a.net_counters()?;
+    let cost = meter.finish()?;
+    let counted = a.net_counters()?.since(&before);
+    let other = congestion
+        .as_ref()
+        .zip(other_before)
+        .map(|(now, before)| since(&now.so_far(), &before));
+    let load = watch.map(|watch| watch.finish(lab, guests)).transpose()?;
+
     let downtime_ms = guests
         .iter()
         .map(|guest| downtime_ms(b, guest))
@@ -71,11 +166,37 @@ pub fn there(lab: &Lab, guests: &[&str], contender: Contender, link: Option<u64>
         guests.iter().all(arrived),
         "of {guests:?} only {running:?} arrived"
     );
+    let received = other.as_ref().map_or(0, |other| other.received_bytes);
     Ok(Move {
         contender: contender.title().to_owned(),
         seconds,
-        link_bytes: after.tx_bytes - before.tx_bytes + after.rx_bytes - before.rx_bytes,
+        link_bytes: (counted.tx_bytes + counted.rx_bytes).saturating_sub(received),
         downtime_ms,
+        cost,
+        load,
+        congestion: other,
+        prepared,
+        job: job.map(Told::from),
+    })
+}
+
+fn since(now: &Delivered, before: &Delivered) -> Delivered {
+    Delivered {
+        sent_bytes: now.sent_bytes - before.sent_bytes,
+        received_bytes: now.received_bytes - before.received_bytes,
+    }
+}
+
+fn prepare(from: &Host, to: &Host) -> Result<Preparation> {
+    let before = from.net_counters()?;
+    let start = Instant::now();
+    vmgang(from, &["prepare", "--json", GANG, &uri(to)])?.expect(0)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let counted = from.net_counters()?.since(&before);
+    std::thread::sleep(PREPARED_FOR);
+    Ok(Preparation {
+        seconds,
+        link_bytes: counted.tx_bytes + counted.rx_bytes,
     })
 }
 

@@ -53,7 +53,8 @@ pub fn markdown(moves: &[Move]) -> String {
     out
 }
 
-fn spread(values: &[f64]) -> String {
+/// The range of several values, in brackets; nothing of one.
+pub fn spread(values: &[f64]) -> String {
     if values.len() < 2 {
         return String::new();
     }
@@ -65,6 +66,8 @@ fn spread(values: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contender::Contender;
+    use crate::suite::testing::moved;
 
     #[test]
     fn the_median_is_the_middle() {
@@ -74,19 +77,16 @@ mod tests {
 
     #[test]
     fn rows_keep_their_order_and_ratios_are_to_the_first() {
-        let moved = |contender: &str, seconds, link_bytes| Move {
-            contender: contender.to_owned(),
-            seconds,
-            link_bytes,
-            downtime_ms: vec![10, 30],
-        };
-        let table = markdown(&[moved("b", 10.0, 1000), moved("a", 5.0, 100)]);
+        let mut slow = moved(Contender::Vmgang, 10.0, 1000, 10);
+        slow.downtime_ms = vec![10, 30];
+        let fast = moved(Contender::StockParallel, 5.0, 100, 10);
+        let table = markdown(&[slow, fast]);
         let rows: Vec<_> = table.lines().skip(2).collect();
-        assert!(rows[0].starts_with("| b | 10.0 s | 1.00 |"), "{table}");
+        assert!(rows[0].starts_with("| vmgang | 10.0 s | 1.00 |"), "{table}");
         assert!(
             rows[1].contains("| 0.50 |") && rows[1].contains("| 0.100 |"),
             "{table}"
         );
-        assert!(rows[1].contains("| 20 ms | 30 ms |"), "{table}");
+        assert!(rows[0].contains("| 20 ms | 30 ms |"), "{table}");
     }
 }

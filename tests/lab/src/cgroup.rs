@@ -51,7 +51,7 @@ impl MemoryGroup {
             hog: None,
         };
         // Without its first process there would be no host.
-        for process in processes_of(host)? {
+        for process in host.processes()? {
             if process == host.pid() {
                 continue;
             }
@@ -140,17 +140,6 @@ fn memory_group(own: &str) -> Option<(PathBuf, bool)> {
             .find_map(|line| path(line, ""))
             .map(|group| (below("/sys/fs/cgroup", group), false)),
     }
-}
-
-/// The machine's ids of all processes of a host but those that another host shares.
-fn processes_of(host: &Host) -> Result<Vec<u32>> {
-    let namespace = |process: u32| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
-    let wanted = namespace(host.pid());
-    let entries = fs::read_dir("/proc").doing(|| "list the processes".to_owned())?;
-    Ok(entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|process| wanted.is_some() && namespace(*process) == wanted)
-        .collect())
 }
 
 /// A process that has ended meanwhile needs no group.

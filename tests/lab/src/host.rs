@@ -3,6 +3,7 @@
 //! A `Host` is a handle: cloning it is cheap, and it does not keep the host alive.
 
 use std::ffi::OsStr;
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -16,7 +17,7 @@ use crate::daemon::Daemon;
 use crate::error::{IoContext, LabError, Result, checked, shown};
 use crate::files;
 use crate::guest::Guest;
-use crate::namespaces::spawn_in;
+use crate::namespaces::{process_ids, spawn_in, udp_socket_in};
 use crate::network::{self, Counters, Loss};
 use crate::spec::GuestSpec;
 use crate::userland;
@@ -253,6 +254,17 @@ impl Host {
         // dd ends with an error when nothing more fits, which is what is wanted.
         let script = "dd if=/dev/zero of=\"$0\" bs=4k 2>/dev/null; ! echo > \"$0.more\"";
         self.run(&["bash", "-c", script, file]).map(drop)
+    }
+
+    /// The machine's process ids of everything that runs on this host.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        process_ids(self.pid()).doing(|| format!("list the processes of host {}", self.name()))
+    }
+
+    /// A UDP socket on this host's network, at any free port; for this process to use.
+    pub fn udp_socket(&self) -> Result<UdpSocket> {
+        udp_socket_in(&self.inner.process)
+            .doing(|| format!("open a UDP socket on host {}", self.name()))
     }
 
     /// Sends a signal to a process by its process id on the host.

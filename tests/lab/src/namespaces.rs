@@ -1,7 +1,9 @@
-//! The lab's dealings with namespaces that need `unsafe`: making them, and starting a command in
-//! those of another process. Nothing else belongs here.
+//! The lab's dealings with namespaces: making them, starting a command or opening a socket in
+//! those of another process, and who is in one. What of that needs `unsafe` is here and nowhere else.
 
+use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -62,4 +64,29 @@ pub(crate) fn spawn_in(target: &OwnedFd, mut command: Command) -> io::Result<Chi
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the starting thread panicked")))
     })
+}
+
+/// A UDP socket in the network of the process behind `target`, for this process to use.
+pub(crate) fn udp_socket_in(target: &OwnedFd) -> io::Result<UdpSocket> {
+    // A thread that goes there does not come back, hence one for this; the socket stays there.
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::NETWORK)?;
+                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+            })
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the opening thread panicked")))
+    })
+}
+
+/// The machine's ids of all processes in the process id namespace of this one.
+pub(crate) fn process_ids(of: u32) -> io::Result<Vec<u32>> {
+    let namespace = |process: u32| fs::read_link(format!("/proc/{process}/ns/pid"));
+    let wanted = namespace(of)?;
+    Ok(fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        // One that has ended meanwhile is in none.
+        .filter(|process| namespace(*process).is_ok_and(|found| found == wanted))
+        .collect())
 }

@@ -40,6 +40,7 @@ pub struct GuestSpec {
     data_mib: Option<u64>,
     benchmark_values: bool,
     check_seconds: Option<u64>,
+    report_ms: Option<u64>,
     metadata: String,
     extra_devices: String,
     shared_memory: bool,
@@ -69,6 +70,7 @@ impl GuestSpec {
             data_mib: None,
             benchmark_values: false,
             check_seconds: None,
+            report_ms: None,
             metadata: String::new(),
             extra_devices: String::new(),
             shared_memory: true,
@@ -195,6 +197,12 @@ impl GuestSpec {
         self
     }
 
+    /// How often the guest reports, in milliseconds. 1000 unless set, 100 at least.
+    pub fn with_report_ms(mut self, milliseconds: u64) -> GuestSpec {
+        self.report_ms = Some(milliseconds);
+        self
+    }
+
     /// XML that goes into the domain's `<metadata>`.
     pub fn with_metadata(mut self, xml: &str) -> GuestSpec {
         self.metadata.push_str(xml);
@@ -237,6 +245,16 @@ impl GuestSpec {
         self
     }
 
+    /// What makes it, in one line: its memory, and its orders as the kernel's command line has them.
+    pub fn recipe(&self) -> String {
+        let line = self.command_line();
+        let orders = line
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix("vmgang."));
+        let orders: Vec<&str> = orders.collect();
+        format!("{} MiB {}", self.memory_mib, orders.join(" "))
+    }
+
     fn command_line(&self) -> String {
         let digest = blake3::hash(self.name.as_bytes());
         let mut seed = [0; 8];
@@ -251,6 +269,9 @@ impl GuestSpec {
             let _ = write!(line, " vmgang.{key}={value}");
         };
         add("group", self.group_seed.to_string());
+        if let Some(milliseconds) = self.report_ms {
+            add("report_ms", milliseconds.to_string());
+        }
         if let Some(role) = self.role {
             add("role", role.to_string());
             let rate = self.request_rate.unwrap_or(role.default_rate());
@@ -427,6 +448,7 @@ mod tests {
             .with_memory_mib(256)
             .with_fill("zero:50")
             .with_dirty_rate(100)
+            .with_report_ms(250)
             .with_idle()
             .with_metadata("<x:y xmlns:x='urn:x'/>")
             .domain_xml()
@@ -435,12 +457,15 @@ mod tests {
             "<memory unit='MiB'>256<",
             "vmgang.fill=zero:50",
             "vmgang.dirty=100",
+            "vmgang.report_ms=250",
             "vmgang.idle=1",
             "<metadata><x:y xmlns:x='urn:x'/></metadata>",
             "memfd",
         ] {
             assert!(xml.contains(part), "{part} is missing in {xml}");
         }
+        let recipe = GuestSpec::new("g1").with_dirty_rate(7).recipe();
+        assert!(recipe.starts_with("128 MiB id=g1 seed=") && recipe.ends_with(" dirty=7"));
         let private = GuestSpec::new("g1").with_private_memory().domain_xml();
         assert!(!private.expect("a good guest").contains("memfd"));
     }

@@ -4,12 +4,11 @@
 //! Must not: show anything that is not in the document.
 
 use anyhow::{Result, anyhow};
-use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::plan::{Class, Row};
 use super::{Document, MixResult};
+use crate::canvas::{BAND, Canvas, Drawn, FAINT, GRID, INK, Style};
 
 const WIDTH: i32 = 1040;
 const MARGIN: i32 = 24;
@@ -26,10 +25,6 @@ const PANEL_HEAD: i32 = 64;
 const PANEL_FOOT: i32 = 44;
 const LEGEND: i32 = 74;
 
-const INK: RGBColor = RGBColor(31, 41, 55);
-const FAINT: RGBColor = RGBColor(107, 114, 128);
-const GRID: RGBColor = RGBColor(225, 229, 235);
-const BAND: RGBColor = RGBColor(237, 244, 255);
 /// Of the links, in order; a fifth link begins again.
 const LINKS: [RGBColor; 4] = [
     RGBColor(17, 94, 163),
@@ -56,8 +51,6 @@ fn class_color(class: Class) -> RGBColor {
     CLASSES[place].1
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-
 /// The picture as SVG.
 pub fn svg(document: &Document) -> Result<String> {
     let height: i32 = LEGEND + document.mixes.iter().map(panel_height).sum::<i32>();
@@ -65,8 +58,8 @@ pub fn svg(document: &Document) -> Result<String> {
     {
         let area =
             SVGBackend::with_string(&mut out, (WIDTH as u32, height as u32)).into_drawing_area();
-        let mut canvas = Canvas { area: &area };
-        draw(&mut canvas, document).map_err(|error| anyhow!("cannot draw: {error}"))?;
+        let mut canvas = Canvas::new(&area);
+        draw(&mut canvas, document, height).map_err(|error| anyhow!("cannot draw: {error}"))?;
         area.present()
             .map_err(|error| anyhow!("cannot draw: {error}"))?;
     }
@@ -83,8 +76,8 @@ fn shown(mix: &MixResult) -> impl Iterator<Item = &Row> {
     mix.rows.iter().filter(move |row| was_run(row))
 }
 
-fn draw(canvas: &mut Canvas, document: &Document) -> Drawn {
-    canvas.area.fill(&WHITE)?;
+fn draw(canvas: &mut Canvas, document: &Document, height: i32) -> Drawn {
+    canvas.bar((0, 0), (WIDTH, height), WHITE)?;
     legend(canvas, document)?;
     let mut top = LEGEND;
     for mix in &document.mixes {
@@ -254,83 +247,6 @@ impl Times {
             .flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * decade))
             .filter(|tick| (self.least..self.most).contains(tick))
             .collect()
-    }
-}
-
-type Drawn = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-/// Text and simple shapes, in pixels.
-struct Canvas<'a, 'b> {
-    area: &'a Area<'b>,
-}
-
-impl Canvas<'_, '_> {
-    fn text(&mut self, at: (i32, i32), text: &str, style: Style) -> Drawn {
-        let weight = match style.bold {
-            true => FontStyle::Bold,
-            false => FontStyle::Normal,
-        };
-        // The backend writes what it is given divided by this.
-        let size = f64::from(style.size) * 1.24;
-        let font = FontDesc::new(FontFamily::SansSerif, size, weight);
-        let place = Pos::new(style.anchor, VPos::Center);
-        let style = font.color(&style.color).pos(place);
-        self.area
-            .draw(&Text::new(text.to_owned(), at, style))
-            .map_err(|error| error.to_string().into())
-    }
-
-    fn bar(&mut self, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Drawn {
-        self.area
-            .draw(&Rectangle::new([from, to], color.filled()))
-            .map_err(|error| error.to_string().into())
-    }
-
-    fn line(&mut self, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Drawn {
-        self.area
-            .draw(&PathElement::new(vec![from, to], color.stroke_width(1)))
-            .map_err(|error| error.to_string().into())
-    }
-
-    fn dot(&mut self, at: (i32, i32), color: RGBColor) -> Drawn {
-        self.area
-            .draw(&Circle::new(at, 5, WHITE.filled()))
-            .and_then(|()| self.area.draw(&Circle::new(at, 4, color.filled())))
-            .map_err(|error| error.to_string().into())
-    }
-}
-
-/// How a piece of text looks.
-struct Style {
-    size: i32,
-    color: RGBColor,
-    bold: bool,
-    anchor: HPos,
-}
-
-impl Style {
-    fn new(size: i32, color: RGBColor) -> Self {
-        Self {
-            size,
-            color,
-            bold: false,
-            anchor: HPos::Left,
-        }
-    }
-
-    fn bold(mut self) -> Self {
-        self.bold = true;
-        self
-    }
-
-    fn right(mut self) -> Self {
-        self.anchor = HPos::Right;
-        self
-    }
-
-    fn centred(mut self) -> Self {
-        self.anchor = HPos::Center;
-        self
     }
 }
 

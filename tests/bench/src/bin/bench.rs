@@ -1,73 +1,111 @@
-//! `make bench`: all contenders, interleaved, several times; raw JSON and a table.
+//! `make bench`: the published tables, run again: each shape of guests in a lab of its own, all
+//! contenders interleaved, several times. Writes the measurements as JSON, tables as Markdown and a
+//! picture of each shape.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
-use clap::Parser;
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
 use vmgang_bench::contender::Contender;
-use vmgang_bench::gang::{self, Mix};
-use vmgang_bench::measure::there_and_back;
-use vmgang_bench::table::markdown;
+use vmgang_bench::suite::shape::Shape;
+use vmgang_bench::suite::{Document, Wish, measure, picture, report};
 use vmgang_e2e::install_tree;
-use vmgang_lab::{Lab, LabOptions, parse_rate};
+use vmgang_lab::{Lab, LabOptions};
 
 #[derive(Parser)]
-#[command(about = "Moves one gang with every contender, interleaved")]
+#[command(about = "Moves gangs of guests with every contender, interleaved")]
 struct Arguments {
-    /// Times each contender moves the gang.
+    /// Which groups of guests; all when not given.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    shape: Vec<Shape>,
+    /// Times each contender moves them.
     #[arg(long, default_value_t = 5)]
     repetitions: usize,
-    /// Link between the hosts, such as 100mbit or 1gbit, or none.
-    #[arg(long, default_value = "1gbit")]
-    link: String,
-    /// Which guests.
-    #[arg(long, value_enum, default_value_t = Mix::Demo)]
-    mix: Mix,
-    /// Memory of each guest in MiB; 512, or 1024 of the Debian mix, when not given.
+    /// Only over links like these, such as 100mbit or none.
+    #[arg(long, value_delimiter = ',')]
+    link: Vec<String>,
+    /// Only the parts of a shape with this name, such as "24 guests"; may be given several times.
     #[arg(long)]
-    memory: Option<u64>,
-    /// Write the single measurements here, as JSON.
-    #[arg(long, overrides_with = "json")]
-    json: Option<PathBuf>,
+    leg: Vec<String>,
+    /// Only these contenders.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    contenders: Vec<Contender>,
+    /// Where the files go: DIR/SHAPE.json, DIR/SHAPE.svg and DIR/README.md.
+    #[arg(long, value_name = "DIR", default_value = "docs/benchmarks/tables")]
+    out: PathBuf,
+    /// Measure nothing; make tables and pictures again from the JSON files.
+    #[arg(long)]
+    from_files: bool,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let link = parse_rate(&arguments.link)?;
+    let out = &arguments.out;
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    if !arguments.from_files {
+        run(&arguments)?;
+    }
+    let documents = documents(out)?;
+    ensure!(
+        !documents.is_empty(),
+        "{} holds no measurements",
+        out.display()
+    );
+    for document in &documents {
+        let path = out.join(format!("{}.svg", document.shape));
+        write(&path, &picture::svg(document)?)?;
+    }
+    let text = report::text(&documents);
+    write(&out.join("README.md"), &text)?;
+    println!("{text}");
+    Ok(())
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let shapes = match arguments.shape.is_empty() {
+        true => Shape::value_variants(),
+        false => &arguments.shape[..],
+    };
+    let wish = Wish {
+        repetitions: arguments.repetitions,
+        links: arguments.link.clone(),
+        legs: arguments.leg.clone(),
+        contenders: arguments.contenders.clone(),
+    };
     let options = LabOptions {
         install_tree: Some(install_tree()?),
         ..LabOptions::default()
     };
-    let mut moves = Vec::new();
-    Lab::scope(&options, |lab| {
-        let mix = arguments.mix;
-        let memory_mib = arguments.memory.unwrap_or(mix.default_memory_mib());
-        gang::boot(lab.host("a")?, mix, memory_mib)?;
-        for round in 0..arguments.repetitions {
-            // Each round begins with another contender: nobody is always first.
-            for turn in 0..Contender::ALL.len() {
-                let contender = Contender::ALL[(round + turn) % Contender::ALL.len()];
-                // Once for each contender: a check takes longer than a move.
-                let moved = there_and_back(lab, &mix.names(), contender, link, round == 0)?;
-                eprintln!(
-                    "round {} {}: {:.1} s, {:.0} MB, downtimes {:?} ms",
-                    round + 1,
-                    contender.title(),
-                    moved.seconds,
-                    moved.link_bytes as f64 / 1e6,
-                    moved.downtime_ms
-                );
-                moves.push(moved);
-            }
-        }
-        anyhow::Ok(())
-    })?;
-    let order = |title: &str| Contender::ALL.iter().position(|c| c.title() == title);
-    moves.sort_by_key(|moved| order(&moved.contender));
-    if let Some(path) = arguments.json {
-        std::fs::write(&path, serde_json::to_vec_pretty(&moves)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    let start = Instant::now();
+    for shape in shapes {
+        let path = arguments.out.join(format!("{}.json", shape.name()));
+        let mut keep = |document: &Document| write(&path, &serde_json::to_string_pretty(document)?);
+        let mut say = |line: &str| eprintln!("{:5.0} s  {line}", start.elapsed().as_secs_f64());
+        Lab::scope(&options, |lab| {
+            measure(lab, *shape, &wish, &mut keep, &mut say)
+        })?;
     }
-    println!("{}", markdown(&moves));
     Ok(())
+}
+
+/// All that were ever kept there, in the order of the shapes.
+fn documents(dir: &Path) -> Result<Vec<Document>> {
+    let mut documents = Vec::new();
+    for shape in Shape::value_variants() {
+        let path = dir.join(format!("{}.json", shape.name()));
+        if path.exists() {
+            let text =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let document = serde_json::from_slice(&text)
+                .with_context(|| format!("{} holds no measurements", path.display()))?;
+            documents.push(document);
+        }
+    }
+    Ok(documents)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

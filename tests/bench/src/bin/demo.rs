@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Result, ensure};
 use vmgang_bench::contender::Contender;
 use vmgang_bench::gang::{self, GANG, Mix};
-use vmgang_bench::measure::{Move, there_and_back};
+use vmgang_bench::measure::{Circumstances, Move, there_and_back};
 use vmgang_bench::table::markdown;
 use vmgang_e2e::{expect_running, install_tree, uri, verify_all};
 use vmgang_lab::{Lab, LabOptions};
@@ -29,16 +29,20 @@ fn main() -> Result<()> {
         gang::boot(a, Mix::Demo, MEMORY_MIB)?;
         let guests = Mix::Demo.names();
 
+        let circumstances = Circumstances {
+            link: Some(LINK),
+            ..Circumstances::default()
+        };
         let mut moves: Vec<Move> = Vec::new();
         for stock in [Contender::StockSequential, Contender::StockParallelZstd] {
             say(&format!("for comparison: {}", stock.title()));
-            moves.push(there_and_back(lab, &guests, stock, Some(LINK), false)?);
+            moves.push(there_and_back(lab, &guests, stock, circumstances, false)?);
         }
         moves.push(there_and_back(
             lab,
             &guests,
             Contender::Vmgang,
-            Some(LINK),
+            circumstances,
             false,
         )?);
 

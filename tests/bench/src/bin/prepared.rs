@@ -8,7 +8,8 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use vmgang_bench::contender::Contender;
 use vmgang_bench::gang::{GANG, Mix, RedisData};
-use vmgang_bench::measure::{Move, there};
+use vmgang_bench::measure::{Circumstances, there};
+use vmgang_bench::table::median;
 use vmgang_e2e::{boot_all, install_tree, uri, verify_all, vmgang};
 use vmgang_lab::{GuestSpec, Host, Lab, LabOptions, Role, parse_rate};
 
@@ -57,8 +58,9 @@ impl Guests {
 #[derive(Debug, Serialize)]
 struct Measured {
     what: &'static str,
-    #[serde(flatten)]
-    moved: Move,
+    seconds: f64,
+    /// Both directions on the interface of the host that is left.
+    link_bytes: u64,
 }
 
 fn main() -> Result<()> {
@@ -76,65 +78,64 @@ fn main() -> Result<()> {
         boot_all(a, &specs)?;
         verify_all(a, &names)?;
         vmgang(a, &[&["gang", "add", GANG], &names[..]].concat())?.expect(0)?;
-        let mut measured = |what: &'static str, moved: Move| {
-            eprintln!(
-                "{what}: {:.2} s, {:.2} MB, downtimes {:?} ms",
-                moved.seconds,
-                moved.link_bytes as f64 / 1e6,
-                moved.downtime_ms
-            );
-            all.push(Measured { what, moved });
+        let mut measured = |what: &'static str, seconds: f64, link_bytes: u64| {
+            eprintln!("{what}: {seconds:.2} s, {:.2} MB", link_bytes as f64 / 1e6);
+            all.push(Measured {
+                what,
+                seconds,
+                link_bytes,
+            });
         };
+        let circumstances = Circumstances {
+            link,
+            ..Circumstances::default()
+        };
+        let there = |guests: &[&str], contender| there(lab, guests, contender, circumstances);
         for round in 0..arguments.repetitions {
             let verify = round == 0;
             // Each round begins with the other one.
             for turn in 0..2 {
-                let cold = (round + turn) % 2 == 0;
-                if !cold {
-                    prepare(lab, a, b, link)?;
+                let contender = match (round + turn) % 2 == 0 {
+                    true => Contender::Vmgang,
+                    false => Contender::Prepared,
+                };
+                let moved = there(&names, contender)?;
+                if let Some(prepared) = &moved.prepared {
+                    measured("preparing", prepared.seconds, prepared.link_bytes);
                 }
-                let moved = there(lab, &names, Contender::Vmgang, link)?;
-                measured(if cold { "cold" } else { "prepared" }, moved);
+                let what = match contender {
+                    Contender::Prepared => "prepared",
+                    _ => "cold",
+                };
+                measured(what, moved.seconds, moved.link_bytes);
                 if verify {
                     verify_all(b, &names)?;
                 }
                 stock_back(lab, &names)?;
             }
             // There, and back at once.
-            measured("there", there(lab, &names, Contender::Vmgang, link)?);
+            let moved = there(&names, Contender::Vmgang)?;
+            measured("there", moved.seconds, moved.link_bytes);
             let before = b.net_counters()?;
             let start = std::time::Instant::now();
             vmgang(b, &["migrate", "--quiet", GANG, &uri(a)])?.expect(0)?;
             let seconds = start.elapsed().as_secs_f64();
-            let after = b.net_counters()?;
-            let link_bytes = after.tx_bytes - before.tx_bytes + after.rx_bytes - before.rx_bytes;
-            let back = Move {
-                contender: Contender::Vmgang.title().to_owned(),
-                seconds,
-                link_bytes,
-                downtime_ms: Vec::new(),
-            };
-            measured("back", back);
+            let counted = b.net_counters()?.since(&before);
+            measured("back", seconds, counted.tx_bytes + counted.rx_bytes);
             if verify {
                 verify_all(a, &names)?;
             }
             // Only the first two, to a host without the others and to one with them.
             let (first, others) = names.split_at(2);
-            let stock = Contender::StockParallel;
-            lab.shape(None)?;
-            vmgang(a, &[&["gang", "remove", GANG], others].concat())?.expect(0)?;
             forget(b)?;
-            measured("two, alone", there(lab, first, Contender::Vmgang, link)?);
+            let moved = there(first, Contender::Vmgang)?;
+            measured("two, alone", moved.seconds, moved.link_bytes);
             stock_back(lab, first)?;
-            lab.shape(None)?;
-            vmgang(a, &[&["gang", "add", GANG], others].concat())?.expect(0)?;
-            stock.migrate(others, a, b)?;
+            Contender::StockParallel.migrate(others, a, b)?;
             forget(b)?;
             vmgang(b, &["estimate", "--json", GANG])?.expect(0)?;
-            measured(
-                "two, to others",
-                there(lab, first, Contender::Vmgang, link)?,
-            );
+            let moved = there(first, Contender::Vmgang)?;
+            measured("two, to others", moved.seconds, moved.link_bytes);
             if verify {
                 verify_all(b, &names)?;
             }
@@ -158,23 +159,6 @@ fn forget(host: &Host) -> Result<()> {
     Ok(host.vmgangd().restart()?)
 }
 
-fn prepare(lab: &Lab, from: &Host, to: &Host, link: Option<u64>) -> Result<()> {
-    lab.shape(link)?;
-    let before = from.net_counters()?;
-    let start = std::time::Instant::now();
-    let ended = vmgang(from, &["prepare", "--json", GANG, &uri(to)])?.expect(0)?;
-    let after = from.net_counters()?;
-    eprintln!(
-        "preparing: {:.2} s, {:.2} MB, {}",
-        start.elapsed().as_secs_f64(),
-        (after.tx_bytes - before.tx_bytes) as f64 / 1e6,
-        ended.stdout.trim()
-    );
-    // Time passes between preparing and migrating.
-    std::thread::sleep(std::time::Duration::from_secs(20));
-    Ok(())
-}
-
 /// Back to where the next one starts, without vmgang.
 fn stock_back(lab: &Lab, names: &[&str]) -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
@@ -182,31 +166,26 @@ fn stock_back(lab: &Lab, names: &[&str]) -> Result<()> {
     let mut there = b.domains()?;
     there.retain(|name| names.contains(&name.as_str()));
     let there: Vec<&str> = there.iter().map(String::as_str).collect();
-    Contender::StockParallel.migrate(&there, b, a)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    Contender::StockParallel.migrate(&there, b, a).map(drop)
 }
 
 fn table(all: &[Measured]) -> String {
-    let of = |what: &str, value: &dyn Fn(&Move) -> f64| {
-        let values = all.iter().filter(|one| one.what == what);
-        median(values.map(|one| value(&one.moved)).collect())
+    let of = |what: &str, value: &dyn Fn(&Measured) -> f64| {
+        median(all.iter().filter(|one| one.what == what).map(value))
     };
     let mut text =
         String::from("| | MB | of its cold one | s | of its cold one |\n|---|---|---|---|---|\n");
     for (what, cold) in [
         ("cold", "cold"),
+        ("preparing", "cold"),
         ("prepared", "cold"),
         ("there", "there"),
         ("back", "there"),
         ("two, alone", "two, alone"),
         ("two, to others", "two, alone"),
     ] {
-        let bytes = |moved: &Move| moved.link_bytes as f64 / 1e6;
-        let seconds = |moved: &Move| moved.seconds;
+        let bytes = |one: &Measured| one.link_bytes as f64 / 1e6;
+        let seconds = |one: &Measured| one.seconds;
         text.push_str(&format!(
             "| {what} | {:.2} | {:.3} | {:.2} | {:.2} |\n",
             of(what, &bytes),

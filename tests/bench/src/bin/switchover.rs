@@ -69,7 +69,11 @@ impl Way {
 
     fn migrate(self, from: &Host, to: &Host) -> Result<()> {
         let how = match self {
-            Way::Stock => return Contender::StockParallel.migrate(&GUESTS, from, to),
+            Way::Stock => {
+                return Contender::StockParallel
+                    .migrate(&GUESTS, from, to)
+                    .map(drop);
+            }
             Way::Free => "free",
             Way::Together => "together",
             Way::Staggered => "staggered",
