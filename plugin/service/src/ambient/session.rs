@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 use vmgang_engine::{
     AmbientSession, AmbientSocket, MEMBERS_MAX, MemberOffer, Offer, PeerAddress, Pending,
     QemuConnection, QemuListener, Scanned, SessionCounters, SocketOwner, SourceEvent,
     SourceOptions, Techniques, ambient_socket,
 };
-use vmgang_libvirt::{DomainInfo, LibvirtError};
+use vmgang_libvirt::{DomainInfo, DomainState, LibvirtError};
 
 use crate::budget;
 use crate::coordinator::Coordinator;
@@ -24,10 +25,16 @@ use crate::error::ServiceError;
 use crate::history::Record;
 use crate::hypervisor::ask;
 use crate::job::{Control, Job, MemberState, MemberView};
+use crate::outcome;
 use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 
 /// How often figures are brought up to date, and whether anybody is still there is looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// What a session that was left may still have to tell.
+const DRAIN: Duration = Duration::from_secs(1);
+/// libvirt ends a migration, or has the guest go on here, within this time.
+const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The way to one peer.
 pub(super) struct Route {
@@ -217,11 +224,10 @@ impl Route {
         let shared = Shared {
             route: self.clone(),
             job,
-            session,
             members: members.collect(),
             started: Instant::now(),
         };
-        tokio::spawn(shared.run(events, control));
+        tokio::spawn(shared.run(session, events, control));
         Ok(open)
     }
 }
@@ -231,8 +237,10 @@ struct Member {
     domain: DomainInfo,
     /// Since when; `None`: it has not.
     began: Option<Instant>,
-    /// The destination's QEMU has all of it.
+    /// The destination's QEMU says that it has all of it.
     arrived: Option<Instant>,
+    /// And libvirt had it here no longer. It may have come back since.
+    gone: bool,
     error: Option<String>,
 }
 
@@ -242,8 +250,19 @@ impl Member {
             domain,
             began: None,
             arrived: None,
+            gone: false,
             error: None,
         }
+    }
+
+    /// Whether its destination has it, and libvirt may not know yet.
+    fn may_be_here(&self) -> bool {
+        self.arrived.is_some() && !self.gone
+    }
+
+    fn took_ms(&self) -> u64 {
+        let ended = self.arrived.unwrap_or_else(Instant::now);
+        self.began.map_or(0, |began| milliseconds(ended - began))
     }
 }
 
@@ -261,7 +280,6 @@ enum Ending {
 struct Shared {
     route: Arc<Route>,
     job: Arc<Job>,
-    session: AmbientSession,
     members: Vec<Member>,
     started: Instant,
 }
@@ -269,18 +287,29 @@ struct Shared {
 impl Shared {
     async fn run(
         mut self,
+        session: AmbientSession,
         mut events: mpsc::UnboundedReceiver<SourceEvent>,
         mut control: mpsc::UnboundedReceiver<Control>,
     ) {
+        let hypervisor = self.route.coordinator.parts.hypervisor.clone();
+        // One question at a time: libvirt may take its time, and nobody waits for it.
+        let mut looking: JoinSet<Result<Vec<DomainInfo>, ServiceError>> = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
         let mut busy = Instant::now();
         let ending = loop {
             let happened = tokio::select! {
                 Some(event) = events.recv() => self.hear(event),
-                Some(control) = control.recv() => self.told(control),
+                Some(control) = control.recv() => self.told(control, &session),
+                Some(Ok(Ok(domains))) = looking.join_next() => {
+                    self.look_for_gone(&domains);
+                    ControlFlow::Continue(())
+                }
                 _ = tick.tick() => {
-                    self.show(&self.session.counters());
-                    if self.session.open_connections() > 0 {
+                    self.show(&session.counters());
+                    if looking.is_empty() && self.members.iter().any(Member::may_be_here) {
+                        looking.spawn(ask(&hypervisor, |hypervisor| hypervisor.domains()));
+                    }
+                    if session.open_connections() > 0 {
                         busy = Instant::now();
                     }
                     match busy.elapsed() > self.route.linger && self.retire().await {
@@ -293,7 +322,7 @@ impl Shared {
                 break ending;
             }
         };
-        self.end(ending).await;
+        self.end(ending, session, events).await;
     }
 
     fn hear(&mut self, event: SourceEvent) -> ControlFlow<Ending> {
@@ -331,14 +360,14 @@ impl Shared {
         ControlFlow::Continue(())
     }
 
-    fn told(&self, control: Control) -> ControlFlow<Ending> {
+    fn told(&self, control: Control, session: &AmbientSession) -> ControlFlow<Ending> {
         match control {
             Control::Abort => ControlFlow::Break(Ending::Aborted("aborted on request")),
             Control::DaemonEnds => ControlFlow::Break(Ending::Aborted(
                 "aborted because vmgangd was stopped, or lost the system bus; see its log",
             )),
             Control::SetBandwidth(bytes_per_s) => {
-                self.session.set_bandwidth(bytes_per_s);
+                session.set_bandwidth(bytes_per_s);
                 ControlFlow::Continue(())
             }
             // Not offered for such a job.
@@ -350,6 +379,7 @@ impl Shared {
     fn begins(&mut self, index: usize) {
         let member = &mut self.members[index];
         let anew = member.arrived.take().is_some() || member.error.take().is_some();
+        member.gone = false;
         if member.began.is_none() || anew {
             member.began = Some(Instant::now());
         }
@@ -385,6 +415,16 @@ impl Shared {
         });
     }
 
+    /// Takes note of who has arrived and left this host.
+    fn look_for_gone(&mut self, domains: &[DomainInfo]) {
+        for member in self.members.iter_mut().filter(|it| it.may_be_here()) {
+            let uuid = member.domain.uuid;
+            member.gone = !domains
+                .iter()
+                .any(|domain| domain.uuid == uuid && domain.active());
+        }
+    }
+
     /// Shows the figures of the moment.
     fn show(&self, counters: &SessionCounters) {
         self.job.update(|view| {
@@ -413,29 +453,61 @@ impl Shared {
         true
     }
 
-    async fn end(mut self, ending: Ending) {
-        let mut domains = Vec::new();
-        for index in 0..self.members.len() {
-            if self.members[index].began.is_some() {
-                domains.push((index, self.report(index, &ending).await));
-            }
-        }
+    async fn end(
+        mut self,
+        ending: Ending,
+        session: AmbientSession,
+        mut events: mpsc::UnboundedReceiver<SourceEvent>,
+    ) {
+        let mut measured = HashMap::new();
         let counters = match ending {
-            Ending::Idle => self.session.close().await.counters,
-            // Hangs up at once on whoever is under way: QEMU goes on here.
+            Ending::Idle => {
+                for (index, member) in self.members.iter().enumerate() {
+                    if member.arrived.is_some()
+                        && let Ok(Some(outcome)) = session.member_outcome(index).await
+                    {
+                        measured.insert(index, outcome);
+                    }
+                }
+                session.close().await.counters
+            }
+            // Nobody comes any more, and whoever is under way is hung up on: QEMU goes on here. Only then
+            // libvirt knows where each is.
             _ => {
-                let counters = self.session.counters();
-                drop(self.session);
+                self.leave().await;
+                let counters = session.counters();
+                drop(session);
+                let drain = async {
+                    while let Some(event) = events.recv().await {
+                        let _ = self.hear(event);
+                    }
+                };
+                let _ = tokio::time::timeout(DRAIN, drain).await;
                 counters
             }
         };
-        for (index, domain) in &mut domains {
-            if let Some(counters) = counters.members.get(*index) {
-                domain.qemu_stream_bytes = counters.qemu_stream_bytes;
-                domain.wire_bytes = counters.wire_bytes;
+        let settled = Instant::now() + SETTLE;
+        let mut domains = Vec::new();
+        for index in 0..self.members.len() {
+            if self.members[index].began.is_some() {
+                let (state, error) = self.place(index, settled).await;
+                let member = &self.members[index];
+                let figures = counters.members.get(index).copied().unwrap_or_default();
+                let outcome = measured.remove(&index).unwrap_or_default();
+                domains.push(DomainReport {
+                    name: member.domain.name.clone(),
+                    uuid: member.domain.uuid,
+                    state,
+                    elapsed_ms: member.took_ms(),
+                    downtime_ms: outcome.downtime_ms,
+                    iterations: outcome.iterations,
+                    qemu_stream_bytes: figures.qemu_stream_bytes,
+                    wire_bytes: figures.wire_bytes,
+                    ballooned_bytes: None,
+                    error,
+                });
             }
         }
-        let domains: Vec<DomainReport> = domains.into_iter().map(|(_, domain)| domain).collect();
         let state = Report::end_state(&domains, matches!(ending, Ending::Aborted(_)));
         let error = match (state, ending) {
             (JobState::Completed, _) => None,
@@ -456,7 +528,7 @@ impl Shared {
         };
         tracing::info!(
             job = report.job,
-            state = state.as_str(),
+            state = report.state.as_str(),
             error = report.error,
             qemu_stream_bytes = report.bytes.qemu_stream,
             wire_bytes = report.bytes.wire,
@@ -465,44 +537,52 @@ impl Shared {
         self.route.coordinator.ambient_ended(&self.job, report);
     }
 
-    /// Where the member is now.
-    async fn report(&mut self, index: usize, ending: &Ending) -> DomainReport {
+    /// Takes no connections any more.
+    async fn leave(&self) {
+        let mut current = self.route.current.lock().await;
+        current.take_if(|open| open.job == self.job.id);
+    }
+
+    /// Where the member is now; until `settled` libvirt may still be about to move it.
+    async fn place(&mut self, index: usize, settled: Instant) -> (DomainOutcome, Option<String>) {
         let hypervisor = self.route.coordinator.parts.hypervisor.clone();
+        let there = self.route.name();
         let member = &mut self.members[index];
-        let uuid = member.domain.uuid;
-        let now = ask(&hypervisor, move |hypervisor| hypervisor.domain(uuid)).await;
-        let here = now.is_ok_and(|domain| domain.active());
-        let (state, error) = match (member.arrived, here) {
-            (Some(_), _) => (DomainOutcome::Migrated, None),
-            (None, true) => (DomainOutcome::Source, member.error.take()),
-            (None, false) => (
+        let (uuid, name) = (member.domain.uuid, &member.domain.name);
+        if member.gone {
+            return (DomainOutcome::Migrated, None);
+        }
+        let arrived = member.arrived.is_some();
+        let here = loop {
+            let now = ask(&hypervisor, move |hypervisor| hypervisor.domain(uuid)).await;
+            let here = now.ok().filter(DomainInfo::active);
+            if !arrived || here.is_none() || Instant::now() >= settled {
+                break here.map(|domain| domain.state);
+            }
+            tokio::time::sleep(SETTLE_INTERVAL).await;
+        };
+        match (arrived, here) {
+            (true, None) => (DomainOutcome::Migrated, None),
+            (true, Some(DomainState::Paused)) => {
+                (DomainOutcome::Failed, Some(outcome::paused(name, there)))
+            }
+            (true, Some(_)) => {
+                let text = format!(
+                    "the destination has said that it has all of the guest, but the guest runs on this host; see what its client has said, and on {there} with `virsh list`"
+                );
+                let text = match member.error.take() {
+                    Some(error) => format!("{error}; {text}"),
+                    None => text,
+                };
+                (DomainOutcome::Source, Some(text))
+            }
+            (false, Some(_)) => (DomainOutcome::Source, member.error.take()),
+            (false, None) => (
                 DomainOutcome::Failed,
                 Some(format!(
-                    "the guest does not run on this host; see on {} with `virsh list`, and what its client has said",
-                    self.route.name()
+                    "the guest does not run on this host; see on {there} with `virsh list`, and what its client has said"
                 )),
             ),
-        };
-        let ended = member.arrived.unwrap_or_else(Instant::now);
-        let took = member.began.map_or(Duration::ZERO, |began| ended - began);
-        let measured = match (state, ending) {
-            (DomainOutcome::Migrated, Ending::Idle) => {
-                self.session.member_outcome(index).await.ok().flatten()
-            }
-            _ => None,
-        };
-        let measured = measured.unwrap_or_default();
-        DomainReport {
-            name: member.domain.name.clone(),
-            uuid,
-            state,
-            elapsed_ms: milliseconds(took),
-            downtime_ms: measured.downtime_ms,
-            iterations: measured.iterations,
-            qemu_stream_bytes: 0,
-            wire_bytes: 0,
-            ballooned_bytes: None,
-            error,
         }
     }
 }
