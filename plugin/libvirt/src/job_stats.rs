@@ -8,6 +8,8 @@ use crate::raw::TypedValue;
 pub struct JobStats {
     /// A job runs now (or, for completed statistics, did).
     pub active: bool,
+    /// It takes the domain to another host.
+    pub outgoing: bool,
     pub elapsed_ms: Option<u64>,
     pub downtime_ms: Option<u64>,
     pub iterations: Option<u64>,
@@ -19,6 +21,8 @@ pub struct JobStats {
 
 /// `VIR_DOMAIN_JOB_NONE`.
 const JOB_NONE: i32 = 0;
+/// `VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT`.
+const MIGRATION_OUT: u64 = 5;
 
 impl JobStats {
     pub(crate) fn from_params(kind: i32, params: &[(String, TypedValue)]) -> JobStats {
@@ -34,6 +38,7 @@ impl JobStats {
         };
         JobStats {
             active: kind != JOB_NONE,
+            outgoing: number("operation") == Some(MIGRATION_OUT),
             elapsed_ms: number("time_elapsed"),
             downtime_ms: number("downtime"),
             iterations: number("memory_iteration"),
@@ -64,6 +69,16 @@ mod tests {
         assert_eq!(stats.elapsed_ms, None);
         assert_eq!(stats.iterations, Some(4));
         assert_eq!(stats.memory_total_bytes, Some(1 << 30));
+        assert!(!stats.outgoing);
         assert!(!JobStats::from_params(JOB_NONE, &[]).active);
+    }
+
+    #[test]
+    fn a_migration_is_told_from_other_jobs() {
+        // A save, a migration to here, and one to another host.
+        for (operation, outgoing) in [(2, false), (4, false), (5, true)] {
+            let params = [("operation".to_owned(), TypedValue::Integer(operation))];
+            assert_eq!(JobStats::from_params(2, &params).outgoing, outgoing);
+        }
     }
 }

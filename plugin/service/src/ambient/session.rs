@@ -30,6 +30,8 @@ use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 
 /// How often figures are brought up to date, and whether anybody is still there is looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// Connections that a session takes. Its protocol has numbers for twice as many.
+const CONNECTIONS_MAX: u32 = 32_768;
 /// What a session that was left may still have to tell.
 const DRAIN: Duration = Duration::from_secs(1);
 /// libvirt ends a migration, or has the guest go on here, within this time.
@@ -48,6 +50,8 @@ pub(super) struct Route {
 struct Open {
     job: String,
     members: HashMap<Uuid, mpsc::UnboundedSender<QemuConnection>>,
+    /// Connections it has had.
+    taken: u32,
     /// When the last one was handed over.
     handed: Instant,
 }
@@ -58,8 +62,16 @@ impl Open {
         let Some(member) = self.members.get(&domain) else {
             return Some(connection);
         };
+        if self.taken == CONNECTIONS_MAX {
+            tracing::info!(
+                job = self.job,
+                "an ambient session has had {CONNECTIONS_MAX} connections and takes no more; the next one opens another session"
+            );
+            return Some(connection);
+        }
         match member.send(connection) {
             Ok(()) => {
+                self.taken += 1;
                 self.handed = Instant::now();
                 None
             }
@@ -101,6 +113,10 @@ impl Route {
     /// Takes a connection that was made for a domain. Without a session it is dropped: the client is told
     /// that the migration has failed, and the guest goes on here.
     pub(super) async fn take(self: &Arc<Self>, domain: Uuid, connection: QemuConnection) {
+        if let Err(why) = self.is_asked_for(domain).await {
+            tracing::warn!(peer = %self.peer, %domain, why, "refused an ambient connection");
+            return;
+        }
         // Held while a session is opened: whoever comes meanwhile shares it.
         let mut current = self.current.lock().await;
         let connection = match &mut *current {
@@ -120,6 +136,20 @@ impl Route {
                 peer = %self.peer, %domain, error = error.sentence(),
                 "an ambient migration has no session; its client is told that it has failed"
             ),
+        }
+    }
+
+    /// A guest that has broken out of its QEMU could connect at any time; libvirt knows whether anybody has
+    /// asked for a migration.
+    async fn is_asked_for(&self, domain: Uuid) -> Result<(), String> {
+        let hypervisor = &self.coordinator.parts.hypervisor;
+        match ask(hypervisor, move |hypervisor| hypervisor.running_job(domain)).await {
+            Ok(job) if job.active && job.outgoing => Ok(()),
+            Ok(_) => Err("libvirt does not migrate this domain".to_owned()),
+            Err(error) => Err(format!(
+                "libvirt cannot say whether it migrates this domain: {}",
+                error.sentence()
+            )),
         }
     }
 
@@ -218,6 +248,7 @@ impl Route {
         let open = Open {
             job: job.id.clone(),
             members: senders,
+            taken: 0,
             handed: Instant::now(),
         };
         let members = domains.into_iter().map(|(domain, _)| Member::new(domain));
@@ -605,4 +636,36 @@ impl Coordinator {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> QemuConnection {
+        (Box::new(tokio::io::empty()), Box::new(tokio::io::sink()))
+    }
+
+    #[test]
+    fn a_session_takes_so_many_connections_and_no_more() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let domain = Uuid::from_u128(1);
+        let mut open = Open {
+            job: "j".to_owned(),
+            members: HashMap::from([(domain, sender)]),
+            taken: 0,
+            handed: Instant::now(),
+        };
+        let other = open.take(Uuid::from_u128(2), connection());
+        assert!(other.is_some(), "it is no member");
+        for _ in 0..CONNECTIONS_MAX {
+            assert!(open.take(domain, connection()).is_none());
+        }
+        assert!(open.take(domain, connection()).is_some(), "one too many");
+        let mut handed = 0;
+        while receiver.try_recv().is_ok() {
+            handed += 1;
+        }
+        assert_eq!(handed, CONNECTIONS_MAX);
+    }
 }
