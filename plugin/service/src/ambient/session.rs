@@ -32,6 +32,9 @@ use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
 const TICK: Duration = Duration::from_millis(500);
 /// Connections that a session takes. Its protocol has numbers for twice as many.
 const CONNECTIONS_MAX: u32 = 32_768;
+/// How long a session that could not be opened counts also for those who come later: they may have waited
+/// behind another connection of their domain.
+const FAILURE_COUNTS: Duration = Duration::from_secs(1);
 /// What a session that was left may still have to tell.
 const DRAIN: Duration = Duration::from_secs(1);
 /// libvirt ends a migration, or has the guest go on here, within this time.
@@ -43,7 +46,24 @@ pub(super) struct Route {
     peer: PeerAddress,
     linger: Duration,
     coordinator: Arc<Coordinator>,
-    current: Mutex<Option<Open>>,
+    /// Held while a session is opened.
+    current: Mutex<Current>,
+}
+
+/// What comes of the next connection.
+#[derive(Default)]
+struct Current {
+    open: Option<Open>,
+    /// When opening a session has failed last.
+    failed: Option<Instant>,
+}
+
+impl Current {
+    /// Whether a connection that came at that time hears of a failure there was meanwhile, or just before.
+    fn has_failed(&self, came: Instant) -> bool {
+        self.failed
+            .is_some_and(|failed| came < failed + FAILURE_COUNTS)
+    }
 }
 
 /// A session that takes connections.
@@ -113,13 +133,14 @@ impl Route {
     /// Takes a connection that was made for a domain. Without a session it is dropped: the client is told
     /// that the migration has failed, and the guest goes on here.
     pub(super) async fn take(self: &Arc<Self>, domain: Uuid, connection: QemuConnection) {
+        let came = Instant::now();
         if let Err(why) = self.is_asked_for(domain).await {
             tracing::warn!(peer = %self.peer, %domain, why, "refused an ambient connection");
             return;
         }
-        // Held while a session is opened: whoever comes meanwhile shares it.
+        // Whoever comes while a session is opened shares it.
         let mut current = self.current.lock().await;
-        let connection = match &mut *current {
+        let connection = match &mut current.open {
             Some(open) => open.take(domain, connection),
             None => Some(connection),
         };
@@ -127,15 +148,29 @@ impl Route {
         let Some(connection) = connection else {
             return;
         };
+        // A peer that does not answer is not waited for once for each who has waited already.
+        if current.has_failed(came) {
+            tracing::error!(
+                peer = %self.peer, %domain,
+                "an ambient migration has no session either; its client is told that it has failed"
+            );
+            return;
+        }
         match self.open(domain).await {
             Ok(mut open) => {
                 let _ = open.take(domain, connection);
-                *current = Some(open);
+                *current = Current {
+                    open: Some(open),
+                    failed: None,
+                };
             }
-            Err(error) => tracing::error!(
-                peer = %self.peer, %domain, error = error.sentence(),
-                "an ambient migration has no session; its client is told that it has failed"
-            ),
+            Err(error) => {
+                current.failed = Some(Instant::now());
+                tracing::error!(
+                    peer = %self.peer, %domain, error = error.sentence(),
+                    "an ambient migration has no session; its client is told that it has failed"
+                );
+            }
         }
     }
 
@@ -343,7 +378,7 @@ impl Shared {
                     if session.open_connections() > 0 {
                         busy = Instant::now();
                     }
-                    match busy.elapsed() > self.route.linger && self.retire().await {
+                    match busy.elapsed() > self.route.linger && self.retire() {
                         true => ControlFlow::Break(Ending::Idle),
                         false => ControlFlow::Continue(()),
                     }
@@ -472,14 +507,17 @@ impl Shared {
     }
 
     /// Takes no more connections, unless one has come just now.
-    async fn retire(&self) -> bool {
-        let mut current = self.route.current.lock().await;
-        let own = current.as_ref().filter(|open| open.job == self.job.id);
+    fn retire(&self) -> bool {
+        // Another session is being opened, which may take long: the next look will do.
+        let Ok(mut current) = self.route.current.try_lock() else {
+            return false;
+        };
+        let own = current.open.as_ref().filter(|open| open.job == self.job.id);
         if own.is_some_and(|open| open.handed.elapsed() <= self.route.linger) {
             return false;
         }
         if own.is_some() {
-            *current = None;
+            current.open = None;
         }
         true
     }
@@ -505,7 +543,7 @@ impl Shared {
             // Nobody comes any more, and whoever is under way is hung up on: QEMU goes on here. Only then
             // libvirt knows where each is.
             _ => {
-                self.leave().await;
+                self.leave();
                 let counters = session.counters();
                 drop(session);
                 let drain = async {
@@ -569,9 +607,11 @@ impl Shared {
     }
 
     /// Takes no connections any more.
-    async fn leave(&self) {
-        let mut current = self.route.current.lock().await;
-        current.take_if(|open| open.job == self.job.id);
+    fn leave(&self) {
+        // While another session is opened, nobody is handed to this one, and then it has that one's place.
+        if let Ok(mut current) = self.route.current.try_lock() {
+            current.open.take_if(|open| open.job == self.job.id);
+        }
     }
 
     /// Where the member is now; until `settled` libvirt may still be about to move it.
