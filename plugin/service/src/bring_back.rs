@@ -6,7 +6,7 @@
 mod giving;
 mod words;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,9 @@ use crate::destination::Destination;
 use crate::error::ServiceError;
 use crate::history::Record;
 use crate::hypervisor::ask;
-use crate::job::{Control, Job, JobView};
-use crate::report::{Bytes, DomainOutcome, DomainReport, JobState, Report};
+use crate::job::{Control, Job, JobView, MemberState, MemberView};
+use crate::report::{Bytes, DomainOutcome, JobState, Report};
+use crate::timeline::Timeline;
 use words::{ANSWER_BYTES_MAX, Answer, Choice, Order, Wanted, hear, say};
 
 /// The other host looks at its members and at this host before it answers.
@@ -117,10 +118,18 @@ impl Coordinator {
                 "it answers with the id of another job",
             )));
         }
-        let away: HashSet<Uuid> = away.iter().map(|member| member.uuid).collect();
         let (job, mut control) = Job::start(id, record.report.gang.as_deref(), &here, &[], false);
         let job = Arc::new(job);
         self.add(&job)?;
+        let back = ComingBack {
+            job: job.clone(),
+            members: away,
+            from: record.report.destination,
+        };
+        // This daemon may be killed meanwhile, and then knows nothing of how it ends.
+        let ended =
+            format!("vmgangd here has ended while vmgangd on {peer} brought the members back");
+        self.write_record(&back.record(back.unseen(&ended, &[]), None));
         tracing::info!(job = job.id, peer = %peer, of = record.report.job, "members are brought back");
         let (coordinator, started) = (self.clone(), job.clone());
         tokio::spawn(async move {
@@ -150,22 +159,20 @@ impl Coordinator {
                     domains: report
                         .domains
                         .into_iter()
-                        .filter(|domain| away.contains(&domain.uuid))
+                        .filter(|domain| back.is_wanted(domain.uuid))
                         .collect(),
                     ..report
                 },
-                None => coordinator.lost_sight(&job, &record, &peer).await,
+                None => {
+                    let hypervisor = &coordinator.parts.hypervisor;
+                    let running = ask(hypervisor, |hypervisor| hypervisor.running()).await;
+                    let lost = format!("lost vmgangd on {peer} while it brought the members back");
+                    back.unseen(&lost, &running.unwrap_or_default())
+                }
             };
             job.close_timeline(&report, Vec::new());
-            coordinator.write_record(&Record {
-                started_unix_s: job.started_unix_s,
-                barrier_approximate: job.view().barrier_approximate,
-                balloons: Vec::new(),
-                // It is this host that they came to.
-                peer: None,
-                timeline: job.timeline().map(Arc::unwrap_or_clone),
-                report: report.clone(),
-            });
+            let timeline = job.timeline().map(Arc::unwrap_or_clone);
+            coordinator.write_record(&back.record(report.clone(), timeline));
             tracing::info!(
                 job = job.id,
                 state = report.state.as_str(),
@@ -228,49 +235,69 @@ impl Coordinator {
         }
         Ok(away)
     }
+}
 
-    /// What can be said without the other host.
-    async fn lost_sight(&self, job: &Job, of: &Record, peer: &PeerAddress) -> Report {
-        let view = job.view();
-        let running = ask(&self.parts.hypervisor, |hypervisor| hypervisor.running()).await;
-        let running = running.unwrap_or_default();
-        let domains = view.members.iter().map(|member| {
-            let here = running.contains(&member.uuid);
-            DomainReport {
-                name: member.name.clone(),
-                uuid: member.uuid,
-                state: match here {
-                    true => DomainOutcome::Migrated,
-                    false => DomainOutcome::Failed,
-                },
-                elapsed_ms: 0,
-                downtime_ms: None,
-                iterations: None,
-                qemu_stream_bytes: member.qemu_stream_bytes,
-                wire_bytes: member.wire_bytes,
-                ballooned_bytes: None,
-                error: (!here).then(|| {
-                    let name = &member.name;
-                    format!(
-                        "where it runs is not known; check `virsh domstate {name}` on {}",
-                        of.report.destination
-                    )
-                }),
-            }
-        });
+/// Members on their way back to this host.
+struct ComingBack {
+    job: Arc<Job>,
+    members: Vec<Wanted>,
+    /// What the host on which they are was called when they went there.
+    from: String,
+}
+
+impl ComingBack {
+    fn is_wanted(&self, uuid: Uuid) -> bool {
+        self.members.iter().any(|member| member.uuid == uuid)
+    }
+
+    /// What can be said without the other host, after what has happened.
+    fn unseen(&self, happened: &str, running: &[Uuid]) -> Report {
+        let job = &self.job;
+        let mut members = job.view().members;
+        members.retain(|member| self.is_wanted(member.uuid));
+        if members.is_empty() {
+            // It has not told yet who comes.
+            let wanted = self.members.iter();
+            let waits = |it: &Wanted| MemberView::new(&it.name, it.uuid, 0, MemberState::Waiting);
+            members = wanted.map(waits).collect();
+        }
+        let domains = members
+            .iter()
+            .map(|member| match running.contains(&member.uuid) {
+                true => member.report(DomainOutcome::Migrated, None),
+                false => {
+                    let (name, from) = (&member.name, &self.from);
+                    let error = format!(
+                        "where it runs is not known; check `virsh domstate {name}` on {from}"
+                    );
+                    member.report(DomainOutcome::Failed, Some(error))
+                }
+            });
         Report {
             job: job.id.clone(),
             gang: job.gang.clone(),
             destination: job.destination.clone(),
             state: JobState::Partial,
             error: Some(format!(
-                "lost vmgangd on {peer} while it brought the members back; it may go on: see there with `vmgang status {}`",
+                "{happened}; it may go on: see there with `vmgang status {}`",
                 job.id
             )),
             elapsed_ms: u64::try_from(job.elapsed().as_millis()).unwrap_or(u64::MAX),
             switchover_spread_ms: None,
             bytes: Bytes::default(),
             domains: domains.collect(),
+        }
+    }
+
+    fn record(&self, report: Report, timeline: Option<Timeline>) -> Record {
+        Record {
+            started_unix_s: self.job.started_unix_s,
+            barrier_approximate: self.job.view().barrier_approximate,
+            balloons: Vec::new(),
+            // It is this host that they come to.
+            peer: None,
+            timeline,
+            report,
         }
     }
 }

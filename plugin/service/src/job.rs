@@ -98,6 +98,41 @@ pub struct MemberView {
     pub throttled: bool,
 }
 
+impl MemberView {
+    /// A member of which nothing has moved yet.
+    pub(crate) fn new(name: &str, uuid: Uuid, memory_bytes: u64, state: MemberState) -> MemberView {
+        MemberView {
+            name: name.to_owned(),
+            uuid,
+            memory_bytes,
+            state,
+            total_bytes: 0,
+            remaining_bytes: 0,
+            iterations: 0,
+            qemu_stream_bytes: 0,
+            wire_bytes: 0,
+            stalled: None,
+            throttled: false,
+        }
+    }
+
+    /// What can be told of it while nobody has measured its migration.
+    pub(crate) fn report(&self, state: DomainOutcome, error: Option<String>) -> DomainReport {
+        DomainReport {
+            name: self.name.clone(),
+            uuid: self.uuid,
+            state,
+            elapsed_ms: 0,
+            downtime_ms: None,
+            iterations: None,
+            qemu_stream_bytes: self.qemu_stream_bytes,
+            wire_bytes: self.wire_bytes,
+            ballooned_bytes: None,
+            error,
+        }
+    }
+}
+
 /// Everything about a job that changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
