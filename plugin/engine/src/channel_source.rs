@@ -23,7 +23,7 @@ use crate::chunk::Chunk;
 use crate::connection::HeavyFrame;
 use crate::encode::{ChannelEncoder, Plan};
 use crate::gate::{
-    ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, is_idle,
+    ACK_HEAD_START, CHUNK_BYTES, HELD_IDLE_BYTES, HELD_PAUSE, StoppedGuest, UnderWay, is_idle,
 };
 use crate::network::QemuConnection;
 use crate::passes::{Passes, Seen};
@@ -92,6 +92,8 @@ pub(crate) struct Channel {
     member: usize,
     /// The member's first connection, which carries the migration stream itself.
     main: bool,
+    /// If it is that.
+    _under_way: Option<UnderWay>,
     port: ChannelPort,
     returns: mpsc::UnboundedReceiver<ReturnEvent>,
 }
@@ -116,6 +118,7 @@ impl Channel {
             id,
             member,
             main,
+            _under_way: main.then(|| shared.gate.begin(member)),
             port,
             returns,
         }

@@ -105,6 +105,16 @@ impl Gate {
         if let Some(member) = self.members.get(member) {
             member.ack_withheld.send_replace(false);
             member.first_pass.store(NOT_IN_FIRST_PASS, Relaxed);
+            member.pages_beside.store(0, Relaxed);
+        }
+    }
+
+    /// The member's main connection, until the guard is dropped: its migration begins, perhaps anew.
+    pub(crate) fn begin(self: &Arc<Self>, member: usize) -> UnderWay {
+        self.restart(member);
+        UnderWay {
+            gate: self.clone(),
+            member,
         }
     }
 
@@ -216,6 +226,20 @@ impl Gate {
     }
 }
 
+/// While it lives, a member's main connection is open. Whoever failed in the first pass is in none any more, and
+/// nobody lets it go first.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    gate: Arc<Gate>,
+    member: usize,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.gate.first_pass_done(self.member);
+    }
+}
+
 /// While it lives, a guest of the session is stopped and waiting for its last bytes.
 #[derive(Debug)]
 pub(crate) struct StoppedGuest {
@@ -250,6 +274,21 @@ mod tests {
         assert!(!gate.is_ahead(0));
         gate.first_pass(1, u64::MAX, u64::MAX);
         assert!(gate.is_ahead(1));
+    }
+
+    #[test]
+    fn who_has_failed_in_its_first_pass_is_not_waited_for() {
+        let gate = Arc::new(Gate::new(2, false));
+        let failing = gate.begin(0);
+        gate.first_pass(0, 10, 100);
+        gate.add_pages_beside(0, 7);
+        gate.first_pass(1, 90, 100);
+        assert!(gate.is_ahead(1));
+        drop(failing);
+        assert!(!gate.is_ahead(1));
+        let _anew = gate.begin(0);
+        assert_eq!(gate.pages_beside(0), 0);
+        assert!(!gate.is_ahead(1), "it has not begun its pass");
     }
 
     #[test]

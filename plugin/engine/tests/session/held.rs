@@ -3,7 +3,9 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vmgang_engine::{SourceEvent, SourceSession, Transport};
 
-use crate::pair::{ACK, Pair, SOON, event, guest_stream, swallow};
+use vmgang_stream::synthetic::StreamBuilder;
+
+use crate::pair::{ACK, Pair, SOON, event, guest_stream, page, swallow};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_ack_a_member_is_held_near_the_end_of_its_first_pass() {
@@ -98,4 +100,60 @@ async fn a_migration_that_begins_anew_is_held_and_arrives() {
     // What had been sent already was not sent again.
     let saved = session.close().await.counters.saved;
     assert!(saved.intra_vm > 2 << 20, "{saved:?}");
+}
+
+/// Nobody says so: QEMU, started by who knows nothing of this session, just connects again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_begins_anew_begins_its_first_pass_anew() {
+    let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
+    let mut options = pair.options(1, Transport::Plain);
+    options.hold = true;
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let qemu = pair.destination_qemu(0);
+    let beginning = StreamBuilder::new(16 * 4096);
+
+    // All of its pages go over a second connection, and then it fails.
+    let mut main = pair.source_qemu(&session, 0).await;
+    main.write_all(beginning.bytes()).await.unwrap();
+    let (there, _) = qemu.accept().await.unwrap();
+    let mut beside = pair.source_qemu(&session, 0).await;
+    let mut pages = StreamBuilder::new(16 * 4096);
+    pages.begin_part();
+    for index in 0..16 {
+        pages.page(index * 4096, &page(index));
+    }
+    pages.end_ram_section();
+    beside.write_all(pages.bytes()).await.unwrap();
+    let (mut beside_there, _) = qemu.accept().await.unwrap();
+    let mut came = vec![0; pages.bytes().len()];
+    beside_there.read_exact(&mut came).await.unwrap();
+    drop((main, there, beside, beside_there));
+    for _ in 0..2 {
+        event(&mut events, |e| {
+            matches!(
+                e,
+                SourceEvent::MemberFailed { .. } | SourceEvent::StreamEnded { .. }
+            )
+        })
+        .await;
+    }
+    // Its tasks end right after they have said so.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+
+    let mut main = pair.source_qemu(&session, 0).await;
+    main.write_all(beginning.bytes()).await.unwrap();
+    let (mut there, _) = qemu.accept().await.unwrap();
+    let mut came = vec![0; beginning.bytes().len()];
+    there.read_exact(&mut came).await.unwrap();
+    // It has not sent a page yet, so it is not near the end of its first pass.
+    let mut first = beginning;
+    let from = first.bytes().len();
+    first.begin_part().page(0, &page(0)).end_ram_section();
+    main.write_all(&first.bytes()[from..]).await.unwrap();
+    let mut came = vec![0; first.bytes().len() - from];
+    tokio::time::timeout(SOON, there.read_exact(&mut came))
+        .await
+        .expect("it is read on")
+        .unwrap();
+    session.close().await;
 }
