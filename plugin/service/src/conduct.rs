@@ -246,11 +246,12 @@ impl Driver {
     fn migrate_member(&self, member: usize, throttled: bool) -> Result<Verdict, LibvirtError> {
         let domain = &self.members[member];
         let request = &self.request;
+        let as_it_is = request.as_they_are && domain.persistent;
         let options = MigrateOptions {
             destination_uri: self.libvirt.uri().to_owned(),
             migrate_uri: self.session.migrate_uri(member),
-            persistent: request.persistent,
-            undefine_source: request.undefine_source,
+            persistent: request.persistent || as_it_is,
+            undefine_source: request.undefine_source || as_it_is,
             suspend: request.suspend,
             auto_converge: throttled || request.auto_converge,
             post_copy: request.policy.can_post_copy(),

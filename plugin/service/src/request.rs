@@ -39,6 +39,8 @@ pub struct MigrateRequest {
     pub timeout: Option<Duration>,
     pub persistent: bool,
     pub undefine_source: bool,
+    /// Who is persistent here becomes so there, and is undefined here. No option: those who come back do.
+    pub as_they_are: bool,
     pub suspend: bool,
     pub policy: Policy,
     /// How members are let go was said, and not only taken for granted.
@@ -123,6 +125,7 @@ impl MigrateRequest {
             timeout: timeout.map(Duration::from_secs),
             persistent: options.flag("persistent")?,
             undefine_source: options.flag("undefinesource")?,
+            as_they_are: false,
             suspend: options.flag("suspend")?,
             policy,
             switchover_asked: switchover.is_some(),

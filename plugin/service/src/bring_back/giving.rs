@@ -13,7 +13,7 @@ use vmgang_engine::{Connection, PeerName};
 use vmgang_libvirt::DomainInfo;
 use zbus::{OwnedVariant, Variant};
 
-use super::words::{Answer, Choice, Order, REQUEST_BYTES_MAX, Wanted, hear, say};
+use super::words::{Answer, Order, REQUEST_BYTES_MAX, Wanted, hear, say};
 use crate::coordinator::Coordinator;
 use crate::error::ServiceError;
 use crate::job::{Control, Job};
@@ -84,12 +84,6 @@ impl Coordinator {
         for (name, choice) in options {
             choices.insert(name, choice.into_variant()?);
         }
-        // As it was over there, where they are persistent if they are here.
-        for name in ["persistent", "undefinesource"] {
-            if coming.iter().any(|domain| domain.persistent) {
-                choices.insert(name.to_owned(), Choice::Flag(true).into_variant()?);
-            }
-        }
         let uuids: Vec<String> = coming
             .iter()
             .map(|domain| domain.uuid.to_string())
@@ -97,7 +91,10 @@ impl Coordinator {
         let selection = OwnedVariant::try_from(Variant::from(uuids))
             .map_err(|error| ServiceError::Internal(error.to_string()))?;
         choices.insert("domains".to_owned(), selection);
-        let request = MigrateRequest::parse("", &destination, choices)?;
+        let request = MigrateRequest {
+            as_they_are: true,
+            ..MigrateRequest::parse("", &destination, choices)?
+        };
         tracing::info!(
             peer = describe(peer),
             of,
