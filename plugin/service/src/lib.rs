@@ -9,7 +9,7 @@
 
 mod aborts;
 pub mod access;
-mod ambient;
+pub mod ambient;
 pub mod announcements;
 pub mod balloon;
 pub mod barrier;

@@ -1,8 +1,12 @@
 //! A host and a peer without libvirt or a network: what the tests of this crate serve the
 //! D-Bus surface with. Records what it is asked; behaves as each test scripts it.
 
+mod peer;
 mod ram;
 mod tunnel;
+
+#[allow(unused_imports, reason = "each test binary uses a part")]
+pub use peer::Peer;
 
 pub use ram::FakeRam;
 #[allow(unused_imports, reason = "each test binary uses a part")]
@@ -108,6 +112,12 @@ pub struct Fake {
     pub suspended: Arc<Mutex<Vec<String>>>,
     /// Migrations started.
     pub started: Arc<Mutex<usize>>,
+    /// And how, by name.
+    pub migrated_with: Arc<Mutex<HashMap<String, MigrateOptions>>>,
+    /// Domains that somebody else migrates away, by name.
+    pub others_migrate: Arc<Mutex<Vec<String>>>,
+    /// How long libvirt takes to tell of one domain.
+    pub domain_delay: Duration,
     /// What this host has available.
     pub available_bytes: u64,
     /// What the destination's libvirt lists.
@@ -179,6 +189,9 @@ impl Fake {
             too_early: Arc::default(),
             suspended: Arc::default(),
             started: Arc::default(),
+            migrated_with: Arc::default(),
+            others_migrate: Arc::default(),
+            domain_delay: Duration::ZERO,
             available_bytes: 64 << 30,
             there: Vec::new(),
             libvirt_there: Some(11_002_000),
@@ -204,6 +217,13 @@ impl Fake {
 
     pub fn push(&self, domain: DomainInfo) {
         self.domains.lock().expect("lock").push(domain);
+    }
+
+    /// Changes what libvirt says of a domain.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut DomainInfo)) {
+        let mut domains = self.domains.lock().expect("lock");
+        let domain = domains.iter_mut().find(|domain| domain.name == name);
+        change(domain.expect("there"));
     }
 
     /// The open session, and which of its members a domain is.
@@ -240,6 +260,7 @@ impl Hypervisor for Fake {
         Ok(running.map(|d| d.uuid).collect())
     }
     fn domain(&self, uuid: Uuid) -> Result<DomainInfo, LibvirtError> {
+        std::thread::sleep(self.domain_delay);
         let domains = self.domains.lock().expect("lock");
         domains
             .iter()
@@ -346,9 +367,14 @@ impl Hypervisor for Fake {
         Ok(())
     }
     fn running_job(&self, uuid: Uuid) -> Result<JobStats, LibvirtError> {
-        let script = self.scripts.get(&self.domain(uuid)?.name);
+        let domains = self.domains()?;
+        let domain = domains.iter().find(|domain| domain.uuid == uuid);
+        let name = domain.map_or("", |domain| &domain.name);
+        let outgoing = self.others_migrate.lock().expect("lock");
+        let outgoing = outgoing.iter().any(|other| other == name);
         Ok(JobStats {
-            active: script == Some(&Script::BeingSaved),
+            active: outgoing || self.scripts.get(name) == Some(&Script::BeingSaved),
+            outgoing,
             ..JobStats::default()
         })
     }
@@ -429,6 +455,9 @@ impl Hypervisor for Fake {
         );
         let script = self.scripts[name];
         *self.started.lock().expect("lock") += 1;
+        let mut migrated_with = self.migrated_with.lock().expect("lock");
+        migrated_with.insert(name.to_owned(), options.clone());
+        drop(migrated_with);
         let name = name.to_owned();
         let (wires, member) = self.wires_of(uuid);
         let held = options.switchover_mib_s == Some(1);
