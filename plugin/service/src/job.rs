@@ -180,18 +180,14 @@ impl Job {
         let (control, receiver) = mpsc::unbounded_channel();
         let members = members
             .iter()
-            .map(|domain| MemberView {
-                name: domain.name.clone(),
-                uuid: domain.uuid,
-                memory_bytes: domain.memory_bytes,
-                state: MemberState::Waiting,
-                total_bytes: 0,
-                remaining_bytes: 0,
-                iterations: 0,
-                qemu_stream_bytes: 0,
-                wire_bytes: 0,
-                stalled: None,
-                throttled: false,
+            .map(|domain| {
+                let memory_bytes = domain.memory_bytes;
+                MemberView::new(
+                    &domain.name,
+                    domain.uuid,
+                    memory_bytes,
+                    MemberState::Waiting,
+                )
             })
             .collect();
         let job = Job {
@@ -223,17 +219,10 @@ impl Job {
             .domains
             .iter()
             .map(|domain| MemberView {
-                name: domain.name.clone(),
-                uuid: domain.uuid,
-                memory_bytes: 0,
-                state: domain.state.into(),
-                total_bytes: 0,
-                remaining_bytes: 0,
                 iterations: domain.iterations.unwrap_or(0),
                 qemu_stream_bytes: domain.qemu_stream_bytes,
                 wire_bytes: domain.wire_bytes,
-                stalled: None,
-                throttled: false,
+                ..MemberView::new(&domain.name, domain.uuid, 0, domain.state.into())
             })
             .collect();
         Job {
@@ -342,21 +331,12 @@ impl Job {
         let domains = view
             .members
             .iter()
-            .map(|member| DomainReport {
-                name: member.name.clone(),
-                uuid: member.uuid,
-                state: if member.state == MemberState::Migrated {
-                    DomainOutcome::Migrated
-                } else {
-                    DomainOutcome::Source
-                },
-                elapsed_ms: 0,
-                downtime_ms: None,
-                iterations: None,
-                qemu_stream_bytes: member.qemu_stream_bytes,
-                wire_bytes: member.wire_bytes,
-                ballooned_bytes: None,
-                error: None,
+            .map(|member| {
+                let state = match member.state {
+                    MemberState::Migrated => DomainOutcome::Migrated,
+                    _ => DomainOutcome::Source,
+                };
+                member.report(state, None)
             })
             .collect();
         Record {

@@ -165,19 +165,7 @@ mod tests {
     fn view(state: MemberState, wire: u64) -> JobView {
         JobView {
             state: JobState::Running,
-            members: vec![MemberView {
-                name: "a".into(),
-                uuid: Uuid::nil(),
-                memory_bytes: 0,
-                state,
-                total_bytes: 0,
-                remaining_bytes: 0,
-                iterations: 0,
-                qemu_stream_bytes: 0,
-                wire_bytes: 0,
-                stalled: None,
-                throttled: false,
-            }],
+            members: vec![MemberView::new("a", Uuid::nil(), 0, state)],
             bytes: Bytes {
                 wire,
                 ..Bytes::default()

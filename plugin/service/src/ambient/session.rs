@@ -454,19 +454,8 @@ impl Shared {
         let memory_bytes = member.domain.memory_bytes;
         self.job.update(|view| {
             if !view.members.iter().any(|shown| shown.uuid == uuid) {
-                view.members.push(MemberView {
-                    name: name.clone(),
-                    uuid,
-                    memory_bytes,
-                    state: MemberState::Copying,
-                    total_bytes: 0,
-                    remaining_bytes: 0,
-                    iterations: 0,
-                    qemu_stream_bytes: 0,
-                    wire_bytes: 0,
-                    stalled: None,
-                    throttled: false,
-                });
+                let member = MemberView::new(name, uuid, memory_bytes, MemberState::Copying);
+                view.members.push(member);
             }
         });
         self.set(index, MemberState::Copying);
