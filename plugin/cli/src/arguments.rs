@@ -146,12 +146,8 @@ pub struct MigrateOptions {
     /// Migrate every running domain
     #[arg(long)]
     pub all: bool,
-    /// Use at most so much of the network
-    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..))]
-    pub bandwidth: Option<u64>,
-    /// Abort if the gang is not ready to switch over after so many seconds
-    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: Option<u64>,
+    #[command(flatten)]
+    pub job: JobOptions,
     /// After --timeout suspend the guests, so that they converge, instead of aborting; they run
     /// again at the destination
     #[arg(long, requires = "timeout", conflicts_with = "timeout_postcopy")]
@@ -171,24 +167,13 @@ pub struct MigrateOptions {
     /// Leave the guests paused on the destination
     #[arg(long)]
     pub suspend: bool,
-    /// What a member's failure before the switchover does to the others
-    #[arg(long, value_name = "WHAT", default_value = "abort")]
-    pub on_failure: OnFailure,
     /// What is done about a member that dirties memory as fast as it can be sent: its guest is slowed
     /// down, it goes to post-copy, it is left here, or all is aborted
     #[arg(long, value_name = "WHAT", default_value = "throttle")]
     pub on_stall: OnStall,
-    /// Let members go all at once, one by one (each with the whole link for its last pass), or each
-    /// as soon as it is ready [default: together, if no more members than --concurrency]
-    #[arg(long, value_name = "HOW")]
-    pub switchover: Option<Switchover>,
     /// Members under way at once; of more, the next one begins when one is done [default: 12]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub concurrency: Option<u64>,
-    /// Go to post-copy after the first pass: guests go on at the destination and fetch the rest of
-    /// their memory from here. If the link breaks then, they stop until --postcopy-resume
-    #[arg(long)]
-    pub postcopy: bool,
     /// Go on with a post-copy that a broken link has stopped
     #[arg(long, conflicts_with_all = ["postcopy", "timeout_postcopy"])]
     pub postcopy_resume: bool,
@@ -215,6 +200,28 @@ pub struct MigrateOptions {
     /// default, all, or none
     #[arg(long, value_name = "LIST")]
     pub technique: Option<String>,
+}
+
+/// What every job is told, wherever it takes its members.
+#[derive(Args, Debug)]
+pub struct JobOptions {
+    /// Use at most so much of the network
+    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bandwidth: Option<u64>,
+    /// Abort if the gang is not ready to switch over after so many seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+    /// What a member's failure before the switchover does to the others
+    #[arg(long, value_name = "WHAT", default_value = "abort")]
+    pub on_failure: OnFailure,
+    /// Let members go all at once, one by one (each with the whole link for its last pass), or each
+    /// as soon as it is ready [default: together, if all are under way at once]
+    #[arg(long, value_name = "HOW")]
+    pub switchover: Option<Switchover>,
+    /// Go to post-copy after the first pass: guests go on at the destination and fetch the rest of
+    /// their memory from the source. If the link breaks then, they stop until migrate --postcopy-resume
+    #[arg(long)]
+    pub postcopy: bool,
     /// Print the result as one JSON object and nothing else
     #[arg(long)]
     pub json: bool,
@@ -289,34 +296,16 @@ impl MigrateOptions {
 #[derive(Args, Debug)]
 pub struct ReturnOptions {
     /// Id of the job that has moved them, or the beginning of it
-    pub job: String,
+    #[arg(value_name = "JOB")]
+    pub of: String,
     /// This host as the other one reaches it [default: named as the other one was]
     #[arg(value_name = "DESTURI")]
     pub destination: Option<String>,
-    /// At most so much of the network
-    #[arg(long, value_name = "MIB/S")]
-    pub bandwidth: Option<u64>,
-    /// Abort unless the gang is ready to switch over after so many seconds
-    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: Option<u64>,
-    /// What a member's failure before the switchover does to the others
-    #[arg(long, value_name = "WHAT", default_value = "abort")]
-    pub on_failure: OnFailure,
-    /// As for migrate
-    #[arg(long, value_name = "HOW")]
-    pub switchover: Option<Switchover>,
-    /// Go to post-copy after the first pass, as for migrate
-    #[arg(long)]
-    pub postcopy: bool,
+    #[command(flatten)]
+    pub job: JobOptions,
     /// Where this host's vmgangd listens for the other one [default: this host's name, port 16520]
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<String>,
-    /// Print the result as one JSON object and nothing else
-    #[arg(long)]
-    pub json: bool,
-    /// Print nothing but errors
-    #[arg(long)]
-    pub quiet: bool,
 }
 
 #[derive(Args, Debug)]
@@ -385,7 +374,7 @@ mod tests {
             options.gang_and_destination().expect("both"),
             ("web", "qemu+tls://b/system")
         );
-        assert_eq!(options.on_failure, OnFailure::Continue);
+        assert_eq!(options.job.on_failure, OnFailure::Continue);
         let options = migrate("vmgang migrate --domains a,b,c b");
         assert_eq!(options.gang_and_destination().expect("one"), ("", "b"));
         assert_eq!(
@@ -404,6 +393,23 @@ mod tests {
                 .gang_and_destination()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_return_takes_what_any_job_takes() {
+        let line = "vmgang return 12ab b --bandwidth 5 --timeout 60 --on-failure continue --switchover free --postcopy --quiet";
+        let Command::Return(options) = parse(line).expect("taken").command else {
+            panic!("{line}");
+        };
+        assert_eq!(
+            (&*options.of, options.destination.as_deref()),
+            ("12ab", Some("b"))
+        );
+        let job = options.job;
+        assert_eq!((job.bandwidth, job.timeout), (Some(5), Some(60)));
+        assert_eq!(job.on_failure, OnFailure::Continue);
+        assert_eq!(job.switchover, Some(Switchover::Free));
+        assert!(job.postcopy && job.quiet && !job.json);
     }
 
     #[test]

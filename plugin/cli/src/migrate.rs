@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use zbus::{Connection, OwnedObjectPath, Variant};
 
-use crate::arguments::{MigrateOptions, OnFailure, OnStall};
+use crate::arguments::{JobOptions, MigrateOptions, OnFailure, OnStall};
 use crate::progress::Display;
 use crate::proxies::{self, JobProxy};
 use crate::report::Report;
@@ -29,16 +29,17 @@ pub async fn run(connection: &Connection, options: MigrateOptions) -> anyhow::Re
     let manager = proxies::manager(connection).await?;
     let asked = manager.migrate(gang, destination, dictionary(&options));
     let path = unless_interrupted(&mut interrupt, asked).await?;
-    to_the_end(connection, &path, (options.quiet, options.json), interrupt).await
+    to_the_end(connection, &path, &options.job, interrupt).await
 }
 
 /// Shows a job that has started, prints its result, and gives its exit code.
 pub async fn to_the_end(
     connection: &Connection,
     path: &OwnedObjectPath,
-    (quiet, json): (bool, bool),
+    options: &JobOptions,
     interrupt: Signal,
 ) -> anyhow::Result<u8> {
+    let JobOptions { quiet, json, .. } = *options;
     let display = Display::new(quiet || json, id(path));
     let job = proxies::job(connection, path).await?;
     let Some(result) = follow(&job, path, display, Some(interrupt)).await? else {
@@ -74,8 +75,31 @@ pub async fn barrier_approximate(job: &JobProxy<'_>) -> bool {
     statistics.is_ok_and(|statistics| snapshot::barrier_approximate(&statistics))
 }
 
-fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
+/// The part that every job is told.
+pub fn dictionary_of_job(options: &JobOptions) -> HashMap<&'static str, Variant<'_>> {
     let mut dictionary = HashMap::new();
+    for (name, number) in [
+        ("bandwidth", options.bandwidth),
+        ("timeout", options.timeout),
+    ] {
+        if let Some(number) = number {
+            dictionary.insert(name, Variant::from(number));
+        }
+    }
+    if options.postcopy {
+        dictionary.insert("postcopy", Variant::from(true));
+    }
+    if options.on_failure == OnFailure::Continue {
+        dictionary.insert("on-failure", Variant::from("continue"));
+    }
+    if let Some(switchover) = options.switchover {
+        dictionary.insert("switchover", Variant::from(switchover.as_str()));
+    }
+    dictionary
+}
+
+fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
+    let mut dictionary = dictionary_of_job(&options.job);
     if let Some(domains) = &options.domains {
         dictionary.insert("domains", Variant::from(domains.clone()));
     }
@@ -86,7 +110,6 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
         ("suspend", options.suspend),
         ("timeout-suspend", options.timeout_suspend),
         ("timeout-postcopy", options.timeout_postcopy),
-        ("postcopy", options.postcopy),
         ("postcopy-resume", options.postcopy_resume),
         ("auto-converge", options.auto_converge),
         ("balloon", options.balloon),
@@ -99,8 +122,6 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
         }
     }
     for (name, number) in [
-        ("bandwidth", options.bandwidth),
-        ("timeout", options.timeout),
         ("concurrency", options.concurrency),
         ("parallel", options.parallel),
     ] {
@@ -113,14 +134,8 @@ fn dictionary(options: &MigrateOptions) -> HashMap<&'static str, Variant<'_>> {
             dictionary.insert(name, Variant::from(text.as_str()));
         }
     }
-    if options.on_failure == OnFailure::Continue {
-        dictionary.insert("on-failure", Variant::from("continue"));
-    }
     if options.on_stall != OnStall::Throttle {
         dictionary.insert("on-stall", Variant::from(options.on_stall.as_str()));
-    }
-    if let Some(switchover) = options.switchover {
-        dictionary.insert("switchover", Variant::from(switchover.as_str()));
     }
     dictionary
 }
