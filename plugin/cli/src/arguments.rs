@@ -177,8 +177,9 @@ pub struct MigrateOptions {
     /// Go on with a post-copy that a broken link has stopped
     #[arg(long, conflicts_with_all = ["postcopy", "timeout_postcopy"])]
     pub postcopy_resume: bool,
-    /// Send each member's pages over so many connections of QEMU (multifd)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Send each member's pages over so many connections of QEMU (multifd), 0 for none beside its main
+    /// one [default: 2 with QEMU 9.0 and later, but for post-copy]
+    #[arg(long, value_name = "N")]
     pub parallel: Option<u64>,
     /// Let QEMU slow guests down from the start, as in virsh
     #[arg(long)]

@@ -16,6 +16,7 @@ use vmgang_wire::{Frame, FrameHeader, HEADER_BYTES, WireError};
 
 use crate::ladder::{FrameWay, LinkWatch};
 use crate::lanes::Load;
+use crate::processors::Processors;
 use crate::seal::{Sealed, Sealer, Unsealed};
 
 /// Something is sent at least this often.
@@ -113,6 +114,7 @@ pub(crate) struct HeavySide {
     pub sealer: Sealer,
     pub watch: LinkWatch,
     pub cap: BandwidthCap,
+    processors: Processors,
     /// When the cap allows the next frame.
     free_at: Instant,
 }
@@ -123,6 +125,7 @@ impl HeavySide {
             sealer,
             watch,
             cap,
+            processors: Processors::new(),
             free_at: Instant::now(),
         }
     }
@@ -184,7 +187,8 @@ impl HeavySide {
             written: frame.sealed.elapsed(),
             ..frame.way
         };
-        self.watch.frame(self.sealer.ladder(), &way);
+        let spare = || self.processors.spare_percent();
+        self.watch.frame(self.sealer.ladder(), &way, spare);
     }
 }
 

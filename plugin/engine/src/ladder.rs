@@ -42,6 +42,10 @@ const AVOID_FIRST: Duration = Duration::from_millis(200);
 /// And at most.
 const AVOID_MAX: Duration = Duration::from_secs(8);
 
+/// Processors with less of their time left than this, in percent, are what everything waits for: what
+/// a writer waits then is as much for a processor as for the link.
+const SPARE_MUCH: u64 = 8;
+
 /// In percent of their time, workers that hardly keep up are busier than this.
 const WORK_MUCH: u64 = 50;
 /// Payloads of which frames of their own leave more than this are not worth the stream.
@@ -198,6 +202,8 @@ pub(crate) struct LinkWatch {
     sums: Sums,
     /// Percent of the time that was spent on the link, smoothed.
     link_lately: Option<u64>,
+    /// Percent of the processors' time that nobody used, smoothed; `None` until it is known.
+    spare_lately: Option<u64>,
     /// Payload bytes a second when the link was what frames of their own waited for, lately.
     framed: Option<f64>,
     /// By rung: not to be climbed to for so long, and how long the last ban was.
@@ -215,16 +221,27 @@ impl LinkWatch {
             window: WINDOW_FIRST,
             sums: Sums::default(),
             link_lately: None,
+            spare_lately: None,
             framed: None,
             avoid: [(Duration::ZERO, Duration::ZERO); Rung::ALL.len()],
         }
     }
 
-    /// Takes note of one frame, and decides when it is time to.
-    pub(crate) fn frame(&mut self, ladder: &Ladder, way: &FrameWay) {
+    /// Takes note of one frame, and decides when it is time to. `spare`: the share of the host's
+    /// processors' time that nobody has used since it was asked for last, in percent, if known.
+    pub(crate) fn frame(
+        &mut self,
+        ladder: &Ladder,
+        way: &FrameWay,
+        spare: impl FnOnce() -> Option<u64>,
+    ) {
         self.sums.add(way);
         if self.sums.counted() >= self.window {
             let sums = std::mem::take(&mut self.sums);
+            if let Some(spare) = spare() {
+                let before = self.spare_lately.unwrap_or(spare);
+                self.spare_lately = Some((before + spare) / 2);
+            }
             self.decide(ladder, &sums);
             self.window = (self.window * 2).min(WINDOW);
         }
@@ -240,7 +257,10 @@ impl LinkWatch {
         let building = worked * 100 / (micros(sums.elapsed) * u64::from(workers)).max(1);
         // Stream that comes faster than this leaves the workers no time, whatever the link does.
         let busy = sums.per_second(sums.stream_bytes) > f64::from(workers) * BUSY_BYTES_PER_S;
-        if busy || (link < LINK_FREE && building > WORK_MUCH) {
+        // Where guests leave no processor alone, the link may still be what all wait for.
+        let all_busy =
+            self.spare_lately.is_some_and(|spare| spare < SPARE_MUCH) && link < LINK_SLOW;
+        if busy || all_busy || (link < LINK_FREE && building > WORK_MUCH) {
             ladder.scarce.store(true, Relaxed);
         } else if self.window == WINDOW && (link > LINK_BOUND || building < WORK_MUCH / 2) {
             ladder.scarce.store(false, Relaxed);
@@ -260,7 +280,7 @@ impl LinkWatch {
         let climb = if rung < Rung::Frame {
             lately > LINK_EASY
         } else {
-            link > LINK_BOUND
+            link > LINK_BOUND && !all_busy
         };
         if climb && rung < self.highest {
             let pays = payload_rate < STREAM_BYTES_PER_S
@@ -271,7 +291,7 @@ impl LinkWatch {
                 Rung::None => false,
                 Rung::Quick => building > WORK_ONLY && lately < LINK_IDLE,
                 Rung::Frame => building > WORK_ONLY && lately < LINK_IDLE,
-                Rung::Long | Rung::Hard => sealing > WORK_BOUND && slower,
+                Rung::Long | Rung::Hard => sealing > WORK_BOUND && (slower || all_busy),
             };
             if given_up {
                 self.step_down(ladder, rung);
@@ -322,6 +342,10 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    fn unknown() -> Option<u64> {
+        None
+    }
+
     const MS: Duration = Duration::from_millis(1);
 
     fn way(wait: u32, seal: u32, write: u32) -> FrameWay {
@@ -337,7 +361,7 @@ mod tests {
 
     fn run(watch: &mut LinkWatch, ladder: &Ladder, wait: u32, seal: u32, write: u32) -> Rung {
         for _ in 0..100 {
-            watch.frame(ladder, &way(wait, seal, write));
+            watch.frame(ladder, &way(wait, seal, write), unknown);
         }
         ladder.rung()
     }
@@ -355,7 +379,7 @@ mod tests {
         for _ in 0..100 {
             // One of two workers.
             ladder.worked(MS * 10);
-            watch.frame(&ladder, &way(9, 0, 1));
+            watch.frame(&ladder, &way(9, 0, 1), unknown);
         }
         assert_eq!(ladder.rung(), Rung::Frame);
         // All of both, for a link that has nothing to do.
@@ -366,7 +390,7 @@ mod tests {
                 written: MS / 4,
                 ..way(38, 0, 0)
             };
-            watch.frame(&ladder, &way);
+            watch.frame(&ladder, &way, unknown);
             rungs.push(ladder.rung());
         }
         rungs.dedup();
@@ -402,7 +426,7 @@ mod tests {
         let ladder = Ladder::new(Rung::Frame, true, 1);
         let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
         let window = |watch: &mut LinkWatch, seal, write| {
-            watch.frame(&ladder, &way(0, seal, write));
+            watch.frame(&ladder, &way(0, seal, write), unknown);
             ladder.rung()
         };
         assert_eq!(window(&mut watch, 30, 70), Rung::Long);
@@ -429,7 +453,7 @@ mod tests {
                 payload_bytes,
                 ..way(0, seal, write)
             };
-            watch.frame(&ladder, &way);
+            watch.frame(&ladder, &way, unknown);
             ladder.rung()
         };
         // Over this link frames of their own get 5 MB through in a window.
@@ -442,7 +466,7 @@ mod tests {
     fn a_slow_link_gets_the_strongest_stream_from_its_start() {
         let ladder = Ladder::new(Rung::Frame, true, 1);
         let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
-        watch.frame(&ladder, &way(0, 5, 95));
+        watch.frame(&ladder, &way(0, 5, 95), unknown);
         assert_eq!(ladder.rung(), Rung::Hard);
     }
 
@@ -456,7 +480,7 @@ mod tests {
                     payload_bytes,
                     ..way(0, 5, 95)
                 };
-                watch.frame(&ladder, &way);
+                watch.frame(&ladder, &way, unknown);
             }
             ladder.rung()
         };
@@ -475,7 +499,7 @@ mod tests {
                 ..way(0, 5, 95)
             };
             for _ in 0..10 {
-                watch.frame(&ladder, &way);
+                watch.frame(&ladder, &way, unknown);
             }
             ladder.scarce()
         };
@@ -483,6 +507,23 @@ mod tests {
         assert!(!scarce(29_000_000, 2));
         assert!(scarce(31_000_000, 2));
         assert!(!scarce(31_000_000, 4));
+    }
+
+    #[test]
+    fn processors_that_nobody_leaves_alone_are_not_given_more_to_do() {
+        let after = |spare, written| {
+            let ladder = Ladder::new(Rung::Frame, true, 2);
+            let mut watch = LinkWatch::new(Rung::None, Rung::Hard);
+            for _ in 0..40 {
+                watch.frame(&ladder, &way(100 - written, 0, written), || spare);
+            }
+            (ladder.rung(), ladder.scarce())
+        };
+        assert_eq!(after(Some(40), 70), (Rung::Long, false));
+        assert_eq!(after(Some(2), 70), (Rung::Frame, true));
+        // Guests that use all there is do not make a slow link fast.
+        assert_eq!(after(Some(2), 95), (Rung::Hard, false));
+        assert_eq!(after(None, 70), (Rung::Long, false));
     }
 
     #[test]

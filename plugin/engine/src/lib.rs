@@ -43,6 +43,7 @@ mod page_key;
 mod passes;
 mod peer;
 mod pool;
+mod processors;
 mod runtime_dir;
 mod scanned;
 mod seal;

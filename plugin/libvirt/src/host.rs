@@ -22,6 +22,9 @@ const KEEPALIVE_COUNT: u32 = 5;
 /// The first libvirt and QEMU that let the caller say how fast the link is at the switchover.
 const SWITCHOVER_RATE_LIBVIRT: u32 = 11_001_000;
 const SWITCHOVER_RATE_QEMU: u32 = 8_002_000;
+/// The first QEMU whose multifd leaves out zero pages by itself, so that the destination need not touch
+/// each of them.
+const PARALLEL_QEMU: u32 = 9_000_000;
 /// The first QEMU whose post-copy goes with multifd.
 const POST_COPY_PARALLEL_QEMU: u32 = 10_001_000;
 
@@ -309,6 +312,11 @@ impl Host {
         let libvirt = self.libvirt_version()?;
         let qemu = self.qemu_version()?;
         Ok(libvirt >= SWITCHOVER_RATE_LIBVIRT && qemu >= SWITCHOVER_RATE_QEMU)
+    }
+
+    /// Whether QEMU here does better with pages on several connections than on its main one.
+    pub fn pages_go_parallel(&self) -> Result<bool, LibvirtError> {
+        Ok(self.qemu_version()? >= PARALLEL_QEMU)
     }
 
     /// Whether QEMU here can go to post-copy with pages on several connections.

@@ -256,7 +256,7 @@ impl Driver {
             auto_converge: throttled || request.auto_converge,
             post_copy: request.policy.can_post_copy(),
             post_copy_resume: request.post_copy_resume,
-            parallel: request.parallel,
+            parallel: self.parallel,
             unsafe_disks: request.unsafe_disks,
             switchover_mib_s: self.limit_passes.then_some(RATE_MIB_S),
         };

@@ -328,6 +328,7 @@ impl Coordinator {
             libvirt: ready.libvirt.clone(),
             members,
             limit_passes: ready.limit_passes,
+            parallel: ready.parallel,
             daemon_ends: false,
             balloons: balloons.clone(),
         };

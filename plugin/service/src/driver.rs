@@ -1,6 +1,7 @@
 //! Runs one job to its report. How its members are conducted is in `conduct.rs`, and all decisions
 //! about them in `barrier.rs`.
 
+use std::num::NonZeroU8;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -43,6 +44,8 @@ pub struct Driver {
     pub members: Vec<DomainInfo>,
     /// Tell each member's QEMU when it may take itself for done.
     pub limit_passes: bool,
+    /// So many connections of QEMU carry a member's pages, beside its main one.
+    pub parallel: Option<NonZeroU8>,
     /// The job is aborted because of that.
     pub daemon_ends: bool,
     /// Members that may be asked to give up memory.

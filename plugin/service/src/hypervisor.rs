@@ -60,6 +60,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn domain_qemu(&self, uuid: Uuid) -> Result<DomainQemu, LibvirtError>;
     /// Whether a migration can be told the rate to reckon with at its switchover.
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError>;
+    /// Whether QEMU here does better with pages on several connections than on its main one.
+    fn pages_go_parallel(&self) -> Result<bool, LibvirtError>;
     /// Whether QEMU here can go to post-copy with pages on several connections.
     fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError>;
     /// Changes the longest downtime of the migration that runs on the domain.
@@ -207,6 +209,10 @@ impl Hypervisor for Libvirt {
 
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         self.host()?.takes_switchover_rate()
+    }
+
+    fn pages_go_parallel(&self) -> Result<bool, LibvirtError> {
+        self.host()?.pages_go_parallel()
     }
 
     fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {

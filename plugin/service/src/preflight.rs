@@ -6,6 +6,7 @@
 //! Must not: change anything that the end of the session does not undo.
 
 use std::future::Future;
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::coordinator::Parts;
 use crate::error::ServiceError;
 use crate::hypervisor::{DestinationInfo, ask};
 use crate::libvirt_access::DestinationLibvirt;
-use crate::request::MigrateRequest;
+use crate::request::{MigrateRequest, Parallel};
 use crate::stages::Stage;
 use crate::tunnel::Opened;
 
@@ -38,6 +39,8 @@ pub(crate) struct Ready {
     pub(crate) libvirt: DestinationLibvirt,
     /// Tell each member's QEMU when it may take itself for done.
     pub(crate) limit_passes: bool,
+    /// So many connections of QEMU carry a member's pages, beside its main one.
+    pub(crate) parallel: Option<NonZeroU8>,
     pub(crate) window_offered_bytes: u64,
     pub(crate) page_key: PageKey,
     pub(crate) scanned: Scanned,
@@ -47,10 +50,15 @@ pub(crate) struct Ready {
     pub(crate) taken: Option<Arc<Stage>>,
 }
 
+/// Connections of QEMU for a member's pages, where that suits: with more there is more to switch
+/// between, and each is a thread on both hosts.
+const PAGE_CONNECTIONS: Option<NonZeroU8> = NonZeroU8::new(2);
+
 /// What this host's libvirt tells for the job.
 struct Here {
     source_host: String,
     takes_switchover_rate: bool,
+    parallel: Option<NonZeroU8>,
     members: Vec<DomainQemu>,
 }
 
@@ -97,6 +105,7 @@ impl Preflight<'_> {
             true => balloon::look(&self.parts.hypervisor, self.members).await?,
             false => Vec::new(),
         };
+        let parallel = here.parallel;
         let (mut options, limit_passes) = self.source_options(here, transport)?;
         let scanned = scanned.await;
         options.scanned = scanned.clone();
@@ -136,6 +145,7 @@ impl Preflight<'_> {
             opened,
             libvirt,
             limit_passes,
+            parallel,
             window_offered_bytes,
             page_key,
             scanned,
@@ -245,12 +255,23 @@ impl Preflight<'_> {
     async fn look_here(&self) -> Result<Here, ServiceError> {
         let hypervisor = &self.parts.hypervisor;
         let request = self.request;
-        let both = request.parallel.is_some()
-            && (request.policy.can_post_copy() || request.post_copy_resume);
+        let post_copy = request.policy.can_post_copy() || request.post_copy_resume;
+        let wanted = request.parallel;
         let host = ask(hypervisor, move |hypervisor| {
-            let goes = !both || hypervisor.post_copy_goes_parallel()?;
+            // In post-copy only if somebody asks for it: there it is newer than multifd itself.
+            let (parallel, goes) = match wanted {
+                Parallel::No => (None, true),
+                Parallel::Connections(number) => (
+                    Some(number),
+                    !post_copy || hypervisor.post_copy_goes_parallel()?,
+                ),
+                Parallel::AsSuits => {
+                    let suits = !post_copy && hypervisor.pages_go_parallel()?;
+                    (PAGE_CONNECTIONS.filter(|_| suits), true)
+                }
+            };
             let rate = hypervisor.takes_switchover_rate()?;
-            Ok((hypervisor.hostname()?, rate, goes))
+            Ok((hypervisor.hostname()?, rate, parallel, goes))
         });
         let lane_members = self.members.len().div_ceil(LANES).max(1);
         let lanes: Vec<_> = self
@@ -276,7 +297,7 @@ impl Preflight<'_> {
                 members.push(qemu);
             }
         }
-        let (source_host, takes_switchover_rate, post_copy_goes_parallel) = host.await?;
+        let (source_host, takes_switchover_rate, parallel, post_copy_goes_parallel) = host.await?;
         if !post_copy_goes_parallel {
             return Err(ServiceError::InvalidOption(
                 "the option parallel does not go with post-copy before QEMU 10.1, and this host's is older; leave one of them out".into(),
@@ -285,6 +306,7 @@ impl Preflight<'_> {
         Ok(Here {
             source_host,
             takes_switchover_rate,
+            parallel,
             members,
         })
     }

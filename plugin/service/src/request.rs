@@ -28,6 +28,16 @@ pub enum Selection {
     All,
 }
 
+/// How many connections of QEMU carry a member's pages, beside its main one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parallel {
+    /// As it suits this host's QEMU.
+    AsSuits,
+    /// Pages go through the main connection.
+    No,
+    Connections(NonZeroU8),
+}
+
 /// A checked request to migrate.
 #[derive(Debug, Clone)]
 pub struct MigrateRequest {
@@ -47,8 +57,7 @@ pub struct MigrateRequest {
     pub switchover_asked: bool,
     /// QEMU may slow all guests down from the start.
     pub auto_converge: bool,
-    /// So many connections of pages beside each member's main one.
-    pub parallel: Option<NonZeroU8>,
+    pub parallel: Parallel,
     /// Guests give up what memory they do not need before they move.
     pub balloon: bool,
     /// Also where libvirt cannot tell that disks are safe.
@@ -238,17 +247,21 @@ fn concurrency(options: &mut Options) -> Result<NonZeroUsize, ServiceError> {
         })
 }
 
-fn parallel(options: &mut Options) -> Result<Option<NonZeroU8>, ServiceError> {
-    let Some(number) = options.number("parallel")? else {
-        return Ok(None);
-    };
-    let connections = u8::try_from(number).ok().and_then(NonZeroU8::new);
-    let connections = connections.filter(|connections| connections.get() <= PARALLEL_MAX);
-    connections.map(Some).ok_or_else(|| {
-        ServiceError::InvalidOption(format!(
-            "the option parallel is 1 to {PARALLEL_MAX} connections, not {number}"
-        ))
-    })
+fn parallel(options: &mut Options) -> Result<Parallel, ServiceError> {
+    match options.number("parallel")? {
+        None => Ok(Parallel::AsSuits),
+        Some(0) => Ok(Parallel::No),
+        Some(number) => u8::try_from(number)
+            .ok()
+            .and_then(NonZeroU8::new)
+            .filter(|connections| connections.get() <= PARALLEL_MAX)
+            .map(Parallel::Connections)
+            .ok_or_else(|| {
+                ServiceError::InvalidOption(format!(
+                    "the option parallel is 0 to {PARALLEL_MAX} connections, not {number}"
+                ))
+            }),
+    }
 }
 
 /// How long a stage is kept unless it is said.
@@ -554,7 +567,8 @@ mod tests {
         assert_eq!(request.policy.on_timeout, OnTimeout::Suspend);
         assert_eq!(request.policy.switchover, Switchover::Staggered);
         assert_eq!(request.policy.concurrency.get(), 3);
-        assert_eq!(request.parallel, NonZeroU8::new(4));
+        let four = NonZeroU8::new(4).map(Parallel::Connections);
+        assert_eq!(Some(request.parallel), four);
         assert!(request.auto_converge && request.unsafe_disks && request.tls);
         assert!(request.check_members(3).is_ok());
         let refused = request.check_members(4).expect_err("too many");
@@ -614,7 +628,7 @@ mod tests {
             ),
             ("concurrency", Variant::from(17u64), "1 to 16, not 17"),
             ("concurrency", Variant::from(0u64), "not 0"),
-            ("parallel", Variant::from(0u64), "not 0"),
+            ("parallel", Variant::from(33u64), "not 33"),
             ("timeout-suspend", Variant::from(true), "the option timeout"),
         ] {
             let text = refuse("web", options([(name, value)]));

@@ -212,6 +212,26 @@ async fn what_this_qemu_cannot_do_is_refused_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn pages_have_connections_of_their_own_unless_that_is_not_wanted_or_not_safe() {
+    for (more, wanted) in [
+        (None, Some(2)),
+        (Some(("parallel", Variant::from(0u64))), None),
+        (Some(("parallel", Variant::from(5u64))), Some(5)),
+        (Some(("postcopy", Variant::from(true))), None),
+        (Some(("on-stall", Variant::from("postcopy"))), None),
+    ] {
+        let mut options = all();
+        let what = format!("{more:?}");
+        options.extend(more);
+        let (rig, report) = run(Fake::new(&[("vm1", Script::Good)]), options).await;
+        assert_eq!(report["state"], "completed", "{what}: {report}");
+        let with = rig.fake.migrated_with.lock().expect("lock")["vm1"].clone();
+        let parallel = with.parallel.map(std::num::NonZeroU8::get);
+        assert_eq!(parallel, wanted, "{what}");
+    }
+}
+
+#[tokio::test]
 async fn a_timeout_suspends_what_does_not_converge() {
     let mut options = with("timeout", 1u64.into());
     options.insert("timeout-suspend", true.into());

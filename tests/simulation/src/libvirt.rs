@@ -167,6 +167,10 @@ impl Hypervisor for Libvirt {
             false => Err(failed(&info.name, "no migration job is active")),
         }
     }
+    fn pages_go_parallel(&self) -> Result<bool, LibvirtError> {
+        Ok(true)
+    }
+
     fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
         self.asked()?;
         Ok(true)

@@ -53,6 +53,10 @@ impl Hypervisor for Fake {
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         Ok(true)
     }
+    fn pages_go_parallel(&self) -> Result<bool, LibvirtError> {
+        Ok(true)
+    }
+
     fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
         Ok(false)
     }

@@ -73,6 +73,10 @@ impl Hypervisor for SimHypervisor {
     fn takes_switchover_rate(&self) -> Result<bool, LibvirtError> {
         Ok(true)
     }
+    fn pages_go_parallel(&self) -> Result<bool, LibvirtError> {
+        Ok(true)
+    }
+
     fn post_copy_goes_parallel(&self) -> Result<bool, LibvirtError> {
         Ok(true)
     }
