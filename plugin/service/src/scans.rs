@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -109,9 +110,18 @@ impl Scans {
         (last.key_id == key.id() && last.memory.is_alive()).then_some(last)
     }
 
-    /// These guests have left.
+    /// These guests have left. Who closes the last that is open of a guest's memory waits until the kernel
+    /// has freed all of it, so a thread of its own does.
     pub fn forget(&self, uuids: &HashSet<Uuid>) {
-        self.known().retain(|uuid, _| !uuids.contains(uuid));
+        let left: Vec<Guest> = {
+            let mut known = self.known();
+            uuids.iter().filter_map(|uuid| known.remove(uuid)).collect()
+        };
+        if !left.is_empty() {
+            let closing = thread::Builder::new().name("forget".to_owned());
+            // If no thread can be had it has been closed here.
+            drop(closing.spawn(move || drop(left)));
+        }
     }
 
     /// Scans these guests, each in its place, but for those that were scanned less than `age` ago.
