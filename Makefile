@@ -1,6 +1,6 @@
 # What people type. Every target does its own set-up and is safe to run twice.
 PREFIX  ?= /usr
-# Options of the benchmark, such as BENCH='--link 100mbit --repetitions 3'.
+# Options of the benchmark, such as BENCH='--shape mixed --link 100mbit --repetitions 3'.
 BENCH   ?=
 # The same of the measurement of preparing, such as PREPARED='--guests idle --repetitions 5'.
 PREPARED ?=
@@ -123,9 +123,9 @@ demo: stage ## four guests move together from one host to another, beside stock 
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/demo"
 
-bench: stage ## the table of docs/benchmarks.md, all contenders in one run
+bench: stage ## the published tables, all contenders interleaved: docs/benchmarks/tables (BENCH)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench
-	@"$(CARGO_TARGET_DIR)/release/bench" --json "$(CARGO_TARGET_DIR)/bench.json" $(BENCH)
+	@"$(CARGO_TARGET_DIR)/release/bench" $(BENCH)
 
 prepared: stage ## what preparing saves, and what is saved by what is there already (PREPARED)
 	$(CARGO) build --release --locked -q -p vmgang-lab -p vmgang-bench

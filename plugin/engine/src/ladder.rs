@@ -33,7 +33,8 @@ const LINK_FREE: u64 = 30;
 /// Sealing is the bottleneck when it takes more than this.
 const WORK_BOUND: u64 = 50;
 /// Frames are cheap, and bytes are everybody's: a lighter one is taken only for a link that has
-/// nothing to do while the workers do nothing but build, and given up as soon as it has more.
+/// nothing to do while the workers do nothing but build, or little while no processor is idle, and
+/// given up as soon as it has more.
 const LINK_IDLE: u64 = 3;
 const LINK_EASY: u64 = 15;
 const WORK_ONLY: u64 = 95;
@@ -278,7 +279,7 @@ impl LinkWatch {
         // A stream that is slow itself may still be faster than frames over a slow link.
         let slower = self.framed.is_none_or(|framed| payload_rate < framed);
         let climb = if rung < Rung::Frame {
-            lately > LINK_EASY
+            lately > if all_busy { LINK_FREE } else { LINK_EASY }
         } else {
             link > LINK_BOUND && !all_busy
         };
@@ -290,6 +291,7 @@ impl LinkWatch {
             let given_up = match rung {
                 Rung::None => false,
                 Rung::Quick => building > WORK_ONLY && lately < LINK_IDLE,
+                Rung::Frame if all_busy => lately < LINK_EASY,
                 Rung::Frame => building > WORK_ONLY && lately < LINK_IDLE,
                 Rung::Long | Rung::Hard => sealing > WORK_BOUND && (slower || all_busy),
             };
@@ -520,6 +522,9 @@ mod tests {
             (ladder.rung(), ladder.scarce())
         };
         assert_eq!(after(Some(40), 70), (Rung::Long, false));
+        assert_eq!(after(Some(40), 10), (Rung::Frame, false));
+        assert_eq!(after(Some(2), 10), (Rung::Quick, true));
+        assert_eq!(after(Some(2), 25), (Rung::Frame, true));
         assert_eq!(after(Some(2), 70), (Rung::Frame, true));
         // Guests that use all there is do not make a slow link fast.
         assert_eq!(after(Some(2), 95), (Rung::Hard, false));
