@@ -20,6 +20,8 @@ STREAMS  ?= $(RECORDED)/$(MIX)
 RECORD   ?=
 REPLAY   ?= --ablation
 ABLATION ?=
+# Options of the model, such as SCALING='--cores 32 --memory 8 --guests 100,200'.
+SCALING  ?=
 DESTDIR ?=
 CARGO   ?= cargo
 # `CARGO_TARGET_DIR` moves everything that is built, the lab's cache included.
@@ -32,7 +34,7 @@ export VMGANG_INSTALL_TREE ?= $(CARGO_TARGET_DIR)/install
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb deb-files test test-debian test-slow test-versions test-packages test-library test-report test-virt-manager lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation deny fuzz stage stage-tests
+.PHONY: help setup build install deb deb-files test test-debian test-slow test-versions test-packages test-library test-report test-virt-manager lint demo bench prepared scan-cost switchover postcopy simulate simulate-jobs simulate-sessions fault-matrix leaks record replay tls-cost ablation scaling deny fuzz stage stage-tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -193,6 +195,10 @@ tls-cost: setup ## what TLS costs, with it and without in turns (TLS_COST)
 ablation: setup ## every technique on every mix and link: docs/benchmarks/ablation.* (RECORDED, ABLATION)
 	$(CARGO) build --release --locked -q -p vmgang-bench
 	@"$(CARGO_TARGET_DIR)/release/ablation" --recorded "$(RECORDED)" $(ABLATION)
+
+scaling: setup ## docs/scaling/: large hosts, computed from what `make bench` has left (SCALING)
+	$(CARGO) build --release --locked -q -p vmgang-bench
+	@"$(CARGO_TARGET_DIR)/release/scaling" $(SCALING)
 
 deny: ## licences and advisories of the dependencies
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
