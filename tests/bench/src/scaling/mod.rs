@@ -28,7 +28,7 @@ pub const WAYS: [Contender; 3] = [
 /// Members under way at once, as `--concurrency` has it unless said.
 pub const UNDER_WAY: f64 = 12.0;
 /// From a member's beginning to its first bytes, and from its last ones to its end, in which only that
-/// member waits: 0.4 to 0.8 s and 0.3 s in docs/benchmarks.md, "Where the time goes".
+/// member waits: 0.55 s and 0.35 s in docs/benchmarks.md, "Where the time goes".
 pub const MEMBER_SECONDS: f64 = 0.9;
 /// Under the session's lock, for a page that was sent before: found in the map 169 ns, history 56 ns
 /// (docs/benchmarks.md, "The inner parts").
