@@ -288,6 +288,8 @@ impl Machine {
         let mut versions: Vec<String> = host
             .virsh(&["version"])?
             .lines()
+            // Not the one about the programming interface.
+            .filter(|line| !line.starts_with("Using API"))
             .filter_map(|line| Some(line.split_once(':')?.1.trim().to_owned()))
             .collect();
         versions.push(
