@@ -53,8 +53,6 @@ const WORK_MUCH: u64 = 50;
 const SHRUNK_ENOUGH: u32 = 950;
 /// What the session's stream compresses at most.
 const STREAM_BYTES_PER_S: f64 = 250e6;
-/// What the kernel copies into a socket.
-const COPIED_BYTES_PER_S: f64 = 1.5e9;
 /// A worker has a good part of its time left for stream that comes more slowly than this.
 const BUSY_BYTES_PER_S: f64 = 150e6;
 
@@ -147,10 +145,11 @@ pub(crate) struct FrameWay {
     pub sealed: Duration,
     /// From there into the socket.
     pub written: Duration,
+    /// Of that: the link took nothing, or the cap let nothing through.
+    pub blocked: Duration,
     pub stream_bytes: usize,
     /// Of its payload before compression.
     pub payload_bytes: usize,
-    pub wire_bytes: usize,
 }
 
 /// What a decision is made about.
@@ -161,6 +160,7 @@ struct Sums {
     waited: Duration,
     sealed: Duration,
     written: Duration,
+    blocked: Duration,
     stream_bytes: u64,
     payload_bytes: u64,
 }
@@ -170,9 +170,8 @@ impl Sums {
         self.elapsed += way.waited + way.sealed + way.written;
         self.waited += way.waited.min(WAIT_MAX);
         self.sealed += way.sealed;
-        // What the kernel takes to copy it is not the link's.
-        let copied = way.wire_bytes as f64 / COPIED_BYTES_PER_S;
-        self.written += way.written.saturating_sub(Duration::from_secs_f64(copied));
+        self.written += way.written;
+        self.blocked += way.blocked;
         self.stream_bytes += way.stream_bytes as u64;
         self.payload_bytes += way.payload_bytes as u64;
     }
@@ -252,7 +251,7 @@ impl LinkWatch {
         for (ban, _) in &mut self.avoid {
             *ban = ban.saturating_sub(sums.counted());
         }
-        let (link, sealing) = (sums.percent(sums.written), sums.percent(sums.sealed));
+        let (link, sealing) = (sums.percent(sums.blocked), sums.percent(sums.sealed));
         let workers = ladder.workers.get();
         let worked = ladder.worked_us.swap(0, Relaxed);
         let building = worked * 100 / (micros(sums.elapsed) * u64::from(workers)).max(1);
@@ -355,6 +354,7 @@ mod tests {
             waited: MS * wait,
             sealed: MS * seal,
             written: MS * write,
+            blocked: MS * write,
             // As much as a slow link takes.
             payload_bytes: 1000 * write as usize,
             ..FrameWay::default()
@@ -390,6 +390,7 @@ mod tests {
             ladder.worked(MS * 76);
             let way = FrameWay {
                 written: MS / 4,
+                blocked: MS / 4,
                 ..way(38, 0, 0)
             };
             watch.frame(&ladder, &way, unknown);

@@ -365,7 +365,7 @@ pub(crate) fn directory(steps: &[Step], user: QemuUser, domains: &str) -> Findin
             Level::Warning,
             step.path.display().to_string(),
             format!(
-                "QEMU as user {uid}, group {gid} ({domains}) may not walk through this directory, so guests that arrive here, or leave with --parallel or --postcopy, would fail"
+                "QEMU as user {uid}, group {gid} ({domains}) may not walk through this directory, so guests that arrive here or leave would fail"
             ),
             format!("`chmod o+x {}`", step.path.display()),
         ),
