@@ -4,10 +4,8 @@
 //! Must not: know what frames mean; what it times is for `ladder`, which does.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -173,10 +171,9 @@ impl HeavySide {
                 waited: ready - begun,
                 sealed: sealed - ready,
                 written: Duration::ZERO,
-                // A cap is a slow link.
-                blocked: sealed.elapsed(),
                 stream_bytes,
                 payload_bytes,
+                wire_bytes: parts.len(),
             },
             parts,
             sealed,
@@ -184,11 +181,10 @@ impl HeavySide {
         })
     }
 
-    /// Takes note that a frame found its way, and how long the link took nothing meanwhile.
-    pub(crate) fn left(&mut self, frame: &SealedFrame, blocked: Duration) {
+    /// Takes note that a frame found its way.
+    pub(crate) fn left(&mut self, frame: &SealedFrame) {
         let way = FrameWay {
             written: frame.sealed.elapsed(),
-            blocked: frame.way.blocked + blocked,
             ..frame.way
         };
         let spare = || self.processors.spare_percent();
@@ -196,80 +192,12 @@ impl HeavySide {
     }
 }
 
-/// A connection, and how long it took nothing. That is the link's time; what the kernel takes to copy, or
-/// a writer that waits for a processor, is not.
-struct Watched<W> {
-    writer: W,
-    /// Since when it takes nothing.
-    full: Option<Instant>,
-    blocked: Duration,
-}
-
-impl<W: AsyncWrite + Unpin> Watched<W> {
-    fn new(writer: W) -> Self {
-        Self {
-            writer,
-            full: None,
-            blocked: Duration::ZERO,
-        }
-    }
-
-    /// How long it took nothing since this was asked last.
-    fn take_blocked(&mut self) -> Duration {
-        std::mem::take(&mut self.blocked)
-    }
-
-    fn watch<T>(&mut self, write: impl FnOnce(Pin<&mut W>) -> Poll<T>) -> Poll<T> {
-        if let Some(since) = self.full.take() {
-            self.blocked += since.elapsed();
-        }
-        let written = write(Pin::new(&mut self.writer));
-        if written.is_pending() {
-            self.full = Some(Instant::now());
-        }
-        written
-    }
-}
-
-impl<W: AsyncWrite + Unpin> AsyncWrite for Watched<W> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .watch(|writer| writer.poll_write(context, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .watch(|writer| writer.poll_write_vectored(context, parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.writer.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().watch(|writer| writer.poll_flush(context))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().writer).poll_shutdown(context)
-    }
-}
-
 /// Writes queued frames until the queue is dropped (returns `Ok`) or something breaks.
 pub(crate) async fn write_frames(
-    writer: impl AsyncWrite + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
     mut queue: QueuedFrames,
     mut heavy: Option<HeavySide>,
 ) -> io::Result<()> {
-    let mut writer = Watched::new(writer);
     loop {
         let begun = Instant::now();
         let next = match queue.receiver.try_recv() {
@@ -293,8 +221,7 @@ pub(crate) async fn write_frames(
             (Outgoing::Promised(promised), Some(side)) => {
                 let frame = side.seal(begun, promised).await?;
                 write_parts(&mut writer, &frame.parts).await?;
-                let blocked = writer.take_blocked();
-                side.left(&frame, blocked);
+                side.left(&frame);
                 side.sealer.written(frame.parts);
             }
             (Outgoing::Promised(_), None) => {
@@ -465,26 +392,6 @@ mod tests {
             literal_bytes: 0,
             raw_len: len,
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_a_link_that_takes_nothing_is_waited_for() {
-        let (near, mut far) = tokio::io::duplex(10);
-        let mut writer = Watched::new(near);
-        writer.write_all(&[1; 10]).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(7)).await;
-        assert_eq!(writer.take_blocked(), Duration::ZERO);
-        let read = async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            let mut bytes = [0; 20];
-            far.read_exact(&mut bytes).await.unwrap();
-            bytes
-        };
-        let (written, bytes) = tokio::join!(writer.write_all(&[2; 10]), read);
-        written.unwrap();
-        assert_eq!((bytes[0], bytes[19]), (1, 2));
-        assert_eq!(writer.take_blocked(), Duration::from_secs(2));
-        assert_eq!(writer.take_blocked(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,8 +33,7 @@ const LINK_FREE: u64 = 30;
 /// Sealing is the bottleneck when it takes more than this.
 const WORK_BOUND: u64 = 50;
 /// Frames are cheap, and bytes are everybody's: a lighter one is taken only for a link that has
-/// nothing to do while the workers do nothing but build, or little while no processor is idle, and
-/// given up as soon as it has more.
+/// nothing to do while the workers do nothing but build, and given up as soon as it has more.
 const LINK_IDLE: u64 = 3;
 const LINK_EASY: u64 = 15;
 const WORK_ONLY: u64 = 95;
@@ -53,6 +52,8 @@ const WORK_MUCH: u64 = 50;
 const SHRUNK_ENOUGH: u32 = 950;
 /// What the session's stream compresses at most.
 const STREAM_BYTES_PER_S: f64 = 250e6;
+/// What the kernel copies into a socket.
+const COPIED_BYTES_PER_S: f64 = 1.5e9;
 /// A worker has a good part of its time left for stream that comes more slowly than this.
 const BUSY_BYTES_PER_S: f64 = 150e6;
 
@@ -145,11 +146,10 @@ pub(crate) struct FrameWay {
     pub sealed: Duration,
     /// From there into the socket.
     pub written: Duration,
-    /// Of that: the link took nothing, or the cap let nothing through.
-    pub blocked: Duration,
     pub stream_bytes: usize,
     /// Of its payload before compression.
     pub payload_bytes: usize,
+    pub wire_bytes: usize,
 }
 
 /// What a decision is made about.
@@ -160,7 +160,6 @@ struct Sums {
     waited: Duration,
     sealed: Duration,
     written: Duration,
-    blocked: Duration,
     stream_bytes: u64,
     payload_bytes: u64,
 }
@@ -170,8 +169,9 @@ impl Sums {
         self.elapsed += way.waited + way.sealed + way.written;
         self.waited += way.waited.min(WAIT_MAX);
         self.sealed += way.sealed;
-        self.written += way.written;
-        self.blocked += way.blocked;
+        // What the kernel takes to copy it is not the link's.
+        let copied = way.wire_bytes as f64 / COPIED_BYTES_PER_S;
+        self.written += way.written.saturating_sub(Duration::from_secs_f64(copied));
         self.stream_bytes += way.stream_bytes as u64;
         self.payload_bytes += way.payload_bytes as u64;
     }
@@ -251,7 +251,7 @@ impl LinkWatch {
         for (ban, _) in &mut self.avoid {
             *ban = ban.saturating_sub(sums.counted());
         }
-        let (link, sealing) = (sums.percent(sums.blocked), sums.percent(sums.sealed));
+        let (link, sealing) = (sums.percent(sums.written), sums.percent(sums.sealed));
         let workers = ladder.workers.get();
         let worked = ladder.worked_us.swap(0, Relaxed);
         let building = worked * 100 / (micros(sums.elapsed) * u64::from(workers)).max(1);
@@ -278,7 +278,7 @@ impl LinkWatch {
         // A stream that is slow itself may still be faster than frames over a slow link.
         let slower = self.framed.is_none_or(|framed| payload_rate < framed);
         let climb = if rung < Rung::Frame {
-            lately > if all_busy { LINK_FREE } else { LINK_EASY }
+            lately > LINK_EASY
         } else {
             link > LINK_BOUND && !all_busy
         };
@@ -290,7 +290,6 @@ impl LinkWatch {
             let given_up = match rung {
                 Rung::None => false,
                 Rung::Quick => building > WORK_ONLY && lately < LINK_IDLE,
-                Rung::Frame if all_busy => lately < LINK_EASY,
                 Rung::Frame => building > WORK_ONLY && lately < LINK_IDLE,
                 Rung::Long | Rung::Hard => sealing > WORK_BOUND && (slower || all_busy),
             };
@@ -354,7 +353,6 @@ mod tests {
             waited: MS * wait,
             sealed: MS * seal,
             written: MS * write,
-            blocked: MS * write,
             // As much as a slow link takes.
             payload_bytes: 1000 * write as usize,
             ..FrameWay::default()
@@ -390,7 +388,6 @@ mod tests {
             ladder.worked(MS * 76);
             let way = FrameWay {
                 written: MS / 4,
-                blocked: MS / 4,
                 ..way(38, 0, 0)
             };
             watch.frame(&ladder, &way, unknown);
@@ -523,9 +520,6 @@ mod tests {
             (ladder.rung(), ladder.scarce())
         };
         assert_eq!(after(Some(40), 70), (Rung::Long, false));
-        assert_eq!(after(Some(40), 10), (Rung::Frame, false));
-        assert_eq!(after(Some(2), 10), (Rung::Quick, true));
-        assert_eq!(after(Some(2), 25), (Rung::Frame, true));
         assert_eq!(after(Some(2), 70), (Rung::Frame, true));
         // Guests that use all there is do not make a slow link fast.
         assert_eq!(after(Some(2), 95), (Rung::Hard, false));

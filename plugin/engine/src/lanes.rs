@@ -110,9 +110,8 @@ impl Lanes {
                 Some(Outgoing::Frame(bytes)) => first.queue.send_encoded(bytes),
                 Some(Outgoing::Promised(promised)) => {
                     let frame = heavy.seal(begun, promised).await?;
-                    let sealed = Instant::now();
                     let lane = self.least_loaded().await;
-                    heavy.left(&frame, sealed.elapsed());
+                    heavy.left(&frame);
                     if lane.connection > 0 {
                         first.queue.send(&Frame::Elsewhere {
                             connection: lane.connection,
