@@ -104,13 +104,15 @@ impl Lanes {
         let Some(first) = self.lanes.first() else {
             return Err(io::Error::other("a session without a connection"));
         };
+        let mut turn = 0;
         loop {
             let begun = Instant::now();
             match queue.next().await {
                 Some(Outgoing::Frame(bytes)) => first.queue.send_encoded(bytes),
                 Some(Outgoing::Promised(promised)) => {
                     let frame = heavy.seal(begun, promised).await?;
-                    let lane = self.least_loaded().await;
+                    let lane = self.least_loaded(turn).await;
+                    turn = usize::from(lane.connection) + 1;
                     heavy.left(&frame);
                     if lane.connection > 0 {
                         first.queue.send(&Frame::Elsewhere {
@@ -127,11 +129,13 @@ impl Lanes {
         }
     }
 
-    /// The connection with the least to write, as soon as one has room.
-    async fn least_loaded(&self) -> &Lane {
+    /// The connection with the least to write, as soon as one has room; of several the first from this
+    /// place on.
+    async fn least_loaded(&self, place: usize) -> &Lane {
         loop {
             let load = |lane: &&Lane| lane.unsent.load(Relaxed);
-            if let Some(least) = self.lanes.iter().min_by_key(load)
+            let (before, from) = self.lanes.split_at(place % self.lanes.len().max(1));
+            if let Some(least) = from.iter().chain(before).min_by_key(load)
                 && load(&least) < LANE_BYTES
             {
                 return least;
