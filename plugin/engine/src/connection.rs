@@ -120,12 +120,17 @@ pub(crate) struct HeavySide {
 }
 
 impl HeavySide {
-    pub(crate) fn new(sealer: Sealer, watch: LinkWatch, cap: BandwidthCap) -> Self {
+    pub(crate) fn new(
+        sealer: Sealer,
+        watch: LinkWatch,
+        cap: BandwidthCap,
+        processors: Processors,
+    ) -> Self {
         Self {
             sealer,
             watch,
             cap,
-            processors: Processors::new(),
+            processors,
             free_at: Instant::now(),
         }
     }
@@ -374,7 +379,7 @@ mod tests {
         let live = Arc::new(Live::new(1));
         let sealer = Sealer::new(None, ladder, live, Buffers::default()).unwrap();
         let watch = LinkWatch::new(Rung::None, Rung::None);
-        Some(HeavySide::new(sealer, watch, cap))
+        Some(HeavySide::new(sealer, watch, cap, Processors::unknown()))
     }
 
     fn frame(len: usize) -> Unsealed {

@@ -23,7 +23,15 @@ struct Counts {
 }
 
 impl Processors {
-    pub(crate) fn new() -> Processors {
+    /// Of which nothing can be told.
+    pub(crate) fn unknown() -> Processors {
+        Processors {
+            file: None,
+            before: None,
+        }
+    }
+
+    pub(crate) fn of_this_host() -> Processors {
         let mut processors = Processors {
             file: File::open(COUNTS).ok(),
             before: None,
@@ -83,7 +91,8 @@ mod tests {
 
     #[test]
     fn no_share_is_more_than_all() {
-        let mut processors = Processors::new();
+        assert_eq!(Processors::unknown().spare_percent(), None);
+        let mut processors = Processors::of_this_host();
         std::thread::sleep(std::time::Duration::from_millis(50));
         let spare = processors.spare_percent().expect("this is Linux");
         assert!(spare <= 100, "{spare}");

@@ -280,7 +280,7 @@ impl SourceSession {
         )
         .map_err(SourceError::Compression)?;
         let watch = LinkWatch::new(possible(lowest), possible(highest));
-        let heavy = HeavySide::new(sealer, watch, cap.clone());
+        let heavy = HeavySide::new(sealer, watch, cap.clone(), options.workers.processors());
 
         let (sockets, listeners) = match given {
             Some(given) => {

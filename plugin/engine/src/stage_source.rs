@@ -183,7 +183,7 @@ impl StageSession {
         let sealer =
             Sealer::new(log, ladders, counts, buffers.clone()).map_err(SourceError::Compression)?;
         let watch = LinkWatch::new(possible(lowest), possible(highest));
-        let heavy = HeavySide::new(sealer, watch, cap.clone());
+        let heavy = HeavySide::new(sealer, watch, cap.clone(), options.workers.processors());
         let slots = slots_in(budget.page_window_bytes);
         let order = SessionOrder::new(slots, &options.techniques, true);
         let offering = Arc::new(Offering::new(order, queue.clone()));

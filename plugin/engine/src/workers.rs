@@ -13,6 +13,8 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+use crate::processors::Processors;
+
 /// A set of threads; clones are the same set.
 #[derive(Debug, Clone)]
 pub struct Workers(Set);
@@ -50,6 +52,14 @@ impl Workers {
     /// None: all work, also what blocks, is done where it is decided.
     pub fn given(execute: Arc<dyn Execute>) -> Workers {
         Workers(Set::Given(execute))
+    }
+
+    /// The processors that these threads run on; what others play is on none.
+    pub(crate) fn processors(&self) -> Processors {
+        match &self.0 {
+            Set::Threads(_) => Processors::of_this_host(),
+            Set::Given(_) => Processors::unknown(),
+        }
     }
 
     /// How many there are.

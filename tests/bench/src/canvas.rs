@@ -2,6 +2,7 @@
 //!
 //! Must not: know what is drawn.
 
+use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -11,20 +12,36 @@ pub const FAINT: RGBColor = RGBColor(107, 114, 128);
 pub const GRID: RGBColor = RGBColor(225, 229, 235);
 pub const BAND: RGBColor = RGBColor(237, 244, 255);
 
-pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 pub type Drawn = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// What is drawn on white, as SVG.
+pub fn svg(
+    (width, height): (i32, i32),
+    draw: impl FnOnce(&mut Canvas<'_, '_>) -> Drawn,
+) -> Result<String> {
+    let mut out = String::new();
+    {
+        let area =
+            SVGBackend::with_string(&mut out, (width as u32, height as u32)).into_drawing_area();
+        let mut canvas = Canvas { area: &area };
+        canvas
+            .bar((0, 0), (width, height), WHITE)
+            .and_then(|()| draw(&mut canvas))
+            .map_err(|error| anyhow!("cannot draw: {error}"))?;
+        area.present()
+            .map_err(|error| anyhow!("cannot draw: {error}"))?;
+    }
+    Ok(out)
+}
 
 /// Text and simple shapes, in pixels.
 pub struct Canvas<'a, 'b> {
     area: &'a Area<'b>,
 }
 
-impl<'a, 'b> Canvas<'a, 'b> {
-    pub fn new(area: &'a Area<'b>) -> Self {
-        Self { area }
-    }
-
+impl Canvas<'_, '_> {
     pub fn text(&mut self, at: (i32, i32), text: &str, style: Style) -> Drawn {
         let weight = match style.bold {
             true => FontStyle::Bold,

@@ -3,12 +3,12 @@
 //!
 //! Must not: show anything that is not in the document.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::prelude::*;
 
 use super::plan::{Class, Row};
 use super::{Document, MixResult};
-use crate::canvas::{BAND, Canvas, Drawn, FAINT, GRID, INK, Style};
+use crate::canvas::{self, BAND, Canvas, Drawn, FAINT, GRID, INK, Style};
 
 const WIDTH: i32 = 1040;
 const MARGIN: i32 = 24;
@@ -54,16 +54,7 @@ fn class_color(class: Class) -> RGBColor {
 /// The picture as SVG.
 pub fn svg(document: &Document) -> Result<String> {
     let height: i32 = LEGEND + document.mixes.iter().map(panel_height).sum::<i32>();
-    let mut out = String::new();
-    {
-        let area =
-            SVGBackend::with_string(&mut out, (WIDTH as u32, height as u32)).into_drawing_area();
-        let mut canvas = Canvas::new(&area);
-        draw(&mut canvas, document, height).map_err(|error| anyhow!("cannot draw: {error}"))?;
-        area.present()
-            .map_err(|error| anyhow!("cannot draw: {error}"))?;
-    }
-    Ok(out)
+    canvas::svg((WIDTH, height), |canvas| draw(canvas, document))
 }
 
 fn panel_height(mix: &MixResult) -> i32 {
@@ -76,8 +67,7 @@ fn shown(mix: &MixResult) -> impl Iterator<Item = &Row> {
     mix.rows.iter().filter(move |row| was_run(row))
 }
 
-fn draw(canvas: &mut Canvas, document: &Document, height: i32) -> Drawn {
-    canvas.bar((0, 0), (WIDTH, height), WHITE)?;
+fn draw(canvas: &mut Canvas, document: &Document) -> Drawn {
     legend(canvas, document)?;
     let mut top = LEGEND;
     for mix in &document.mixes {

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     if !arguments.from_files {
         run(&arguments)?;
     }
-    let documents = documents(out)?;
+    let documents = Document::all_in(out)?;
     ensure!(
         !documents.is_empty(),
         "{} holds no measurements",
@@ -88,22 +88,6 @@ fn run(arguments: &Arguments) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// All that were ever kept there, in the order of the shapes.
-fn documents(dir: &Path) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
-    for shape in Shape::value_variants() {
-        let path = dir.join(format!("{}.json", shape.name()));
-        if path.exists() {
-            let text =
-                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let document = serde_json::from_slice(&text)
-                .with_context(|| format!("{} holds no measurements", path.display()))?;
-            documents.push(document);
-        }
-    }
-    Ok(documents)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

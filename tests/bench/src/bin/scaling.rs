@@ -5,11 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use vmgang_bench::scaling::report::{Question, text};
 use vmgang_bench::scaling::{derive, picture};
 use vmgang_bench::suite::Document;
-use vmgang_bench::suite::shape::Shape;
 
 #[derive(Parser)]
 #[command(about = "Computes evacuations of large hosts from what was measured")]
@@ -61,7 +60,7 @@ fn main() -> Result<()> {
         all.copied().all(|one| one.is_finite() && one > 0.0) && !question.guests.contains(&0),
         "everything has to be more than nothing"
     );
-    let documents = documents(&arguments.from)?;
+    let documents = Document::all_in(&arguments.from)?;
     let out = &arguments.out;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let text = text(&question, &documents);
@@ -72,22 +71,6 @@ fn main() -> Result<()> {
     )?;
     println!("{text}");
     Ok(())
-}
-
-/// Those of all shapes that were measured.
-fn documents(dir: &Path) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
-    for shape in Shape::value_variants() {
-        let path = dir.join(format!("{}.json", shape.name()));
-        if path.exists() {
-            let text =
-                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let document = serde_json::from_slice(&text)
-                .with_context(|| format!("{} holds no measurements", path.display()))?;
-            documents.push(document);
-        }
-    }
-    Ok(documents)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -2,10 +2,10 @@
 //!
 //! Must not: show anything that is not in the tables.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::prelude::*;
 
-use crate::canvas::{Canvas, Drawn, FAINT, GRID, INK, Style};
+use crate::canvas::{self, Canvas, Drawn, FAINT, GRID, INK, Style};
 use crate::contender::Contender;
 use crate::scaling::derive::{Kind, Mix};
 use crate::scaling::report::{Question, short, time};
@@ -30,20 +30,10 @@ fn color(way: Contender) -> RGBColor {
 
 /// The picture as SVG.
 pub fn svg(question: &Question, documents: &[Document]) -> Result<String> {
-    let mut out = String::new();
-    {
-        let size = (WIDTH as u32, HEIGHT as u32);
-        let area = SVGBackend::with_string(&mut out, size).into_drawing_area();
-        let mut canvas = Canvas::new(&area);
-        draw(&mut canvas, question, documents).map_err(|error| anyhow!("cannot draw: {error}"))?;
-        area.present()
-            .map_err(|error| anyhow!("cannot draw: {error}"))?;
-    }
-    Ok(out)
+    canvas::svg((WIDTH, HEIGHT), |canvas| draw(canvas, question, documents))
 }
 
 fn draw(canvas: &mut Canvas, question: &Question, documents: &[Document]) -> Drawn {
-    canvas.bar((0, 0), (WIDTH, HEIGHT), WHITE)?;
     let title = format!(
         "{} guests of {} GiB: time of an evacuation, and what it waits for",
         question.some_guests(),

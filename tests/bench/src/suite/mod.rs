@@ -11,8 +11,10 @@ pub mod report;
 pub mod shape;
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use vmgang_e2e::{boot_all, verify_all, vmgang};
 use vmgang_lab::{GuestSpec, Host, Lab, parse_rate};
@@ -69,6 +71,22 @@ pub struct LegResult {
 }
 
 impl Document {
+    /// All that were ever kept in a directory, in the order of the shapes.
+    pub fn all_in(dir: &Path) -> Result<Vec<Document>> {
+        let paths = Shape::value_variants()
+            .iter()
+            .map(|shape| dir.join(format!("{}.json", shape.name())));
+        paths
+            .filter(|path| path.exists())
+            .map(|path| {
+                let text =
+                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                serde_json::from_slice(&text)
+                    .with_context(|| format!("{} holds no measurements", path.display()))
+            })
+            .collect()
+    }
+
     pub fn leg(&self, name: &str) -> Option<&LegResult> {
         self.legs.iter().find(|leg| leg.name == name)
     }

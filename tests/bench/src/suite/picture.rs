@@ -3,11 +3,11 @@
 //!
 //! Must not: show anything that is not in the document.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::prelude::*;
 
 use super::{Document, LegResult};
-use crate::canvas::{BAND, Canvas, Drawn, FAINT, GRID, INK, Style};
+use crate::canvas::{self, BAND, Canvas, Drawn, FAINT, GRID, INK, Style};
 use crate::contender::Contender;
 
 const WIDTH: i32 = 1040;
@@ -39,24 +39,14 @@ fn color(contender: Contender) -> RGBColor {
 /// The picture as SVG.
 pub fn svg(document: &Document) -> Result<String> {
     let height: i32 = HEAD + document.legs.iter().map(panel_height).sum::<i32>();
-    let mut out = String::new();
-    {
-        let area =
-            SVGBackend::with_string(&mut out, (WIDTH as u32, height as u32)).into_drawing_area();
-        let mut canvas = Canvas::new(&area);
-        draw(&mut canvas, document, height).map_err(|error| anyhow!("cannot draw: {error}"))?;
-        area.present()
-            .map_err(|error| anyhow!("cannot draw: {error}"))?;
-    }
-    Ok(out)
+    canvas::svg((WIDTH, height), |canvas| draw(canvas, document))
 }
 
 fn panel_height(leg: &LegResult) -> i32 {
     PANEL_HEAD + leg.contenders().len() as i32 * ROW + PANEL_FOOT
 }
 
-fn draw(canvas: &mut Canvas, document: &Document, height: i32) -> Drawn {
-    canvas.bar((0, 0), (WIDTH, height), WHITE)?;
+fn draw(canvas: &mut Canvas, document: &Document) -> Drawn {
     let title = format!("{}: bytes on the link and total time", document.title);
     canvas.text((MARGIN, 24), &title, Style::new(18, INK).bold())?;
     let about = format!(
