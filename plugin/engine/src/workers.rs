@@ -197,8 +197,12 @@ impl fmt::Debug for Waiting {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     use super::*;
+
+    /// Far longer than any of this takes.
+    const SOON: Duration = Duration::from_secs(10);
 
     fn two() -> Workers {
         Workers::new(NonZeroUsize::new(2).expect("not zero")).expect("they start")
@@ -222,24 +226,29 @@ mod tests {
                 }
             });
         }
-        let mut first: Vec<_> = (0..2).map(|_| arrived.recv().expect("begun")).collect();
+        let mut first: Vec<_> = (0..2)
+            .map(|_| arrived.recv_timeout(SOON).expect("begun"))
+            .collect();
         first.sort();
         assert_eq!((first[0].0, first[1].0), (0, 1));
         assert_ne!(first[0].1, first[1].1);
         assert!(arrived.try_recv().is_err());
         go.send(()).expect("waits");
-        assert_eq!(arrived.recv().expect("begun").0, 2);
+        assert_eq!(arrived.recv_timeout(SOON).expect("begun").0, 2);
         go.send(()).expect("waits");
     }
 
     #[test]
     fn a_panic_loses_one_result_and_no_thread() {
         let workers = two();
-        for _ in 0..4 {
+        // As many as there are threads.
+        for _ in 0..2 {
             let lost = workers.run(|| panic!("on purpose"));
             assert!(lost.blocking_recv().is_err());
         }
-        assert_eq!(workers.run(|| 7).blocking_recv(), Ok(7));
+        let (there, arrived) = mpsc::channel();
+        workers.start(move || there.send(7).expect("a test"));
+        assert_eq!(arrived.recv_timeout(SOON), Ok(7));
     }
 
     #[test]
@@ -262,7 +271,9 @@ mod tests {
         drop(done);
         assert_eq!(finished.iter().count(), 10);
         // Each of them holds it while it runs.
+        let deadline = Instant::now() + SOON;
         while waiting.strong_count() > 0 {
+            assert!(Instant::now() < deadline, "threads that do not end");
             thread::yield_now();
         }
         assert_eq!(Arc::strong_count(&alive), 1);
