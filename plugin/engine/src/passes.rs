@@ -35,9 +35,9 @@ pub(crate) struct Passes {
 }
 
 impl Passes {
-    /// Whether another connection has had pages since the end of the last pass that was seen.
-    pub(crate) fn any_since(&self, elsewhere: u64) -> bool {
-        elsewhere > self.elsewhere
+    /// Pages that other connections have had since the end of the last pass that was seen.
+    pub(crate) fn since(&self, elsewhere: u64) -> u64 {
+        elsewhere.saturating_sub(self.elsewhere)
     }
 
     /// Looks at what has been read by now; `elsewhere`: pages that other connections of the member

@@ -450,6 +450,7 @@ impl Driver {
                 if let Some(facts) = known.facts.get_mut(member) {
                     facts.arrived = true;
                 }
+                known.departures.arrived(member, Instant::now());
                 None
             }
             SourceEvent::StreamEnded { member } => {

@@ -1,6 +1,6 @@
 //! Who has been let go and waits for its turn to leave: members that were released together leave
-//! shortly one after another. All at once they would wait for each other's processors and for the
-//! link, each with its guest stopped.
+//! one after another, each as soon as the one before has arrived or has had its time. All at once they
+//! would wait for each other's processors and for the link, each with its guest stopped.
 //!
 //! Pure: it is told the time. Must not decide who is let go: `barrier.rs` does.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// About what one member takes to switch over.
+/// What a member may take to switch over before the next one leaves all the same.
 const APART: Duration = Duration::from_millis(100);
 /// The last one leaves at most so long after the first.
 const SPREAD: Duration = Duration::from_millis(350);
@@ -19,6 +19,8 @@ pub(crate) struct Departures {
     waiting: VecDeque<usize>,
     apart: Duration,
     next: Option<Instant>,
+    /// Who left last, if it may still be on its way.
+    leaving: Option<usize>,
 }
 
 impl Departures {
@@ -35,6 +37,14 @@ impl Departures {
         self.waiting.retain(|&one| one != member);
     }
 
+    /// It runs at the destination. The next one need not wait for it any more.
+    pub(crate) fn arrived(&mut self, member: usize, now: Instant) {
+        if self.leaving == Some(member) {
+            self.leaving = None;
+            self.next = self.next.map(|next| next.min(now));
+        }
+    }
+
     /// When the next one leaves; `None` if nobody waits.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.next.filter(|_| !self.waiting.is_empty())
@@ -47,6 +57,7 @@ impl Departures {
         }
         let member = self.waiting.pop_front();
         self.next = (!self.waiting.is_empty()).then(|| now + self.apart);
+        self.leaving = member;
         member
     }
 }
@@ -74,6 +85,30 @@ mod tests {
         // Nobody waits for those who are gone.
         departures.add(&[3], at(1000));
         assert_eq!(departures.leaves(at(1000)), Some(3));
+    }
+
+    #[test]
+    fn nobody_waits_for_one_that_has_arrived() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut departures = Departures::default();
+        departures.add(&[2, 0, 1], start);
+        assert_eq!(departures.leaves(start), Some(2));
+        // Whoever did not leave last is not waited for.
+        departures.arrived(1, at(5));
+        assert_eq!(departures.leaves(at(10)), None);
+        departures.arrived(2, at(20));
+        assert_eq!(departures.due(), Some(at(20)));
+        assert_eq!(departures.leaves(at(20)), Some(0));
+        // Told twice, it counts once.
+        departures.arrived(2, at(25));
+        assert_eq!(departures.due(), Some(at(120)));
+        // Late news does not put it off.
+        departures.arrived(0, at(125));
+        assert_eq!(departures.due(), Some(at(120)));
+        assert_eq!(departures.leaves(at(125)), Some(1));
+        departures.arrived(1, at(130));
+        assert_eq!(departures.due(), None);
     }
 
     #[test]

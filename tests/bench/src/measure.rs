@@ -10,7 +10,7 @@ use vmgang_e2e::{JobResult, expect_running, uri, verify_all, vmgang};
 use vmgang_lab::{Host, Lab};
 
 use crate::congestion::{Congestion, Delivered};
-use crate::contender::Contender;
+use crate::contender::{Contender, parallel};
 use crate::cost::{Cost, Meter};
 use crate::gang::GANG;
 use crate::load::{Load, Watch};
@@ -115,7 +115,8 @@ pub fn there_and_back(
         verify_all(b, guests)?;
     }
     lab.shape(None)?;
-    Contender::StockParallel.migrate(guests, b, a)?;
+    // As fast as it goes.
+    parallel(guests, b, a, &["--parallel"])?;
     expect_running(b, &[])?;
     Ok(moved)
 }

@@ -92,7 +92,28 @@ impl Document {
     }
 }
 
+impl From<&GuestSpec> for GuestText {
+    fn from(spec: &GuestSpec) -> Self {
+        Self {
+            name: spec.name().to_owned(),
+            recipe: spec.recipe(),
+        }
+    }
+}
+
 impl LegResult {
+    /// Without a move. `names`: of all guests of the shape.
+    fn begin(leg: &Leg, names: &[&str]) -> Self {
+        let guests = names[leg.guests.clone()].iter();
+        Self {
+            name: leg.name.clone(),
+            link: leg.link.to_owned(),
+            congestion_percent: leg.congestion_percent,
+            guests: guests.map(|name| (*name).to_owned()).collect(),
+            moves: Vec::new(),
+        }
+    }
+
     /// The contenders, in the order of the table.
     pub fn contenders(&self) -> Vec<Contender> {
         let mut found = Vec::new();
@@ -197,92 +218,97 @@ pub fn measure(
         shape.name()
     );
     let specs = shape.guests();
-    // Guests that are in no leg need not be there.
-    let used = legs.iter().map(|leg| leg.guests.end).max().unwrap_or(0);
-    let specs = &specs[..used];
     let names: Vec<&str> = specs.iter().map(GuestSpec::name).collect();
     let a = lab.host("a")?;
-    boot(a, specs)?;
     let mut document = Document {
         shape: shape.name().to_owned(),
         title: shape.title().to_owned(),
         date: today(a)?,
         machine: Machine::of(a)?,
         repetitions: 0,
-        guests: specs
-            .iter()
-            .map(|spec| GuestText {
-                name: spec.name().to_owned(),
-                recipe: spec.recipe(),
-            })
-            .collect(),
-        legs: legs
-            .iter()
-            .map(|leg| LegResult {
-                name: leg.name.clone(),
-                link: leg.link.to_owned(),
-                congestion_percent: leg.congestion_percent,
-                guests: names[leg.guests.clone()]
-                    .iter()
-                    .map(|name| (*name).to_owned())
-                    .collect(),
-                moves: Vec::new(),
-            })
-            .collect(),
+        guests: Vec::new(),
+        legs: Vec::new(),
     };
-    for round in 0..wish.repetitions {
-        for (leg, result) in legs.iter().zip(&mut document.legs) {
-            let guests = &names[leg.guests.clone()];
-            let link = parse_rate(leg.link)?;
-            let circumstances = Circumstances {
-                link,
-                congestion: leg
-                    .congestion_percent
-                    .and_then(|percent| Some(link? * percent / 100)),
-                watch: shape.has_load(),
-            };
-            for turn in 0..leg.contenders.len() {
-                // Each round begins with another one: nobody is always first.
-                let contender = leg.contenders[(round + turn) % leg.contenders.len()];
-                // A check takes longer than a move; guests tell of damage at any time.
-                let verify = round == 0 && contender == Contender::Vmgang;
-                let moved = there_and_back(lab, guests, contender, circumstances, verify)
-                    .with_context(|| format!("{}, {}", leg.name, contender.title()))?;
-                say(&format!(
-                    "{}, {}, round {}, {}: {:.1} s, {:.1} MB, {:.0} ms",
-                    shape.name(),
-                    leg.name,
-                    round + 1,
-                    contender.title(),
-                    moved.seconds,
-                    moved.link_bytes as f64 / 1e6,
-                    moved.downtime_mean_ms(),
-                ));
-                result.moves.push(moved);
+    // Legs with the same guests take turns. Guests of later ones do not run yet: idle ones, too, use
+    // processors.
+    for legs in legs.chunk_by(|one, next| one.guests.end == next.guests.end) {
+        let booted = document.guests.len();
+        let more = specs.get(booted..legs[0].guests.end).unwrap_or_default();
+        boot(a, more)?;
+        document.guests.extend(more.iter().map(GuestText::from));
+        let first = document.legs.len();
+        document
+            .legs
+            .extend(legs.iter().map(|leg| LegResult::begin(leg, &names)));
+        for round in 0..wish.repetitions {
+            for (leg, result) in legs.iter().zip(&mut document.legs[first..]) {
+                let what = format!("{}, {}, round {}", shape.name(), leg.name, round + 1);
+                let mut say = |line: &str| say(&format!("{what}, {line}"));
+                play(lab, leg, round, shape.has_load(), result, &mut say)
+                    .with_context(|| what.clone())?;
             }
-            let order = |one: &Move| {
-                let mut titles = leg.contenders.iter().map(|contender| contender.title());
-                titles.position(|title| title == one.contender)
-            };
-            result.moves.sort_by_key(order);
+            document.repetitions = round + 1;
+            keep(&document)?;
         }
-        document.repetitions = round + 1;
-        keep(&document)?;
     }
-    verify_all(a, &names)?;
+    verify_all(a, &names[..document.guests.len()])?;
     Ok(document)
+}
+
+/// One round of a leg: every contender once.
+fn play(
+    lab: &Lab,
+    leg: &Leg,
+    round: usize,
+    watch: bool,
+    result: &mut LegResult,
+    say: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let guests: Vec<&str> = result.guests.iter().map(String::as_str).collect();
+    let link = parse_rate(leg.link)?;
+    let congestion = leg
+        .congestion_percent
+        .and_then(|percent| Some(link? * percent / 100));
+    let circumstances = Circumstances {
+        link,
+        congestion,
+        watch,
+    };
+    for turn in 0..leg.contenders.len() {
+        // Each round begins with another one: nobody is always first.
+        let contender = leg.contenders[(round + turn) % leg.contenders.len()];
+        // A check takes longer than a move; guests tell of damage at any time.
+        let verify = round == 0 && contender == Contender::Vmgang;
+        let moved = there_and_back(lab, &guests, contender, circumstances, verify)
+            .with_context(|| contender.title())?;
+        say(&format!(
+            "{}: {:.1} s, {:.1} MB, {:.0} ms",
+            contender.title(),
+            moved.seconds,
+            moved.link_bytes as f64 / 1e6,
+            moved.downtime_mean_ms(),
+        ));
+        result.moves.push(moved);
+    }
+    let order = |one: &Move| {
+        let mut titles = leg.contenders.iter().map(|contender| contender.title());
+        titles.position(|title| title == one.contender)
+    };
+    result.moves.sort_by_key(order);
+    Ok(())
 }
 
 /// Boots all of them, a few at a time, and puts them into one gang once they have checked what they
 /// hold.
 fn boot(host: &Host, specs: &[GuestSpec]) -> Result<()> {
+    if specs.is_empty() {
+        return Ok(());
+    }
     for some in specs.chunks(BOOTING) {
         boot_all(host, some)?;
     }
     let names: Vec<&str> = specs.iter().map(GuestSpec::name).collect();
-    for some in names.chunks(BOOTING) {
-        verify_all(host, some)?;
-    }
+    verify_all(host, &names)?;
     vmgang(host, &[&["gang", "add", GANG], &names[..]].concat())?.expect(0)?;
     Ok(())
 }
