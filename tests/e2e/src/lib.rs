@@ -21,8 +21,6 @@ pub use versions::Versions;
 
 /// Long enough for an emulated guest on a busy machine to do anything.
 pub const PATIENCE: Duration = Duration::from_secs(240);
-/// Guests that check what they hold at the same time.
-const CHECKING: usize = 4;
 
 /// The tree that `make install` left for the lab.
 pub fn install_tree() -> Result<PathBuf> {
@@ -172,13 +170,6 @@ pub fn expect_not_paused(host: &Host, guests: &[&str]) -> Result<()> {
 
 /// Has every guest check all its memory once more, where it runs now.
 pub fn verify_all(host: &Host, guests: &[&str]) -> Result<()> {
-    // More would wait for processors for too long.
-    guests
-        .chunks(CHECKING)
-        .try_for_each(|some| verify_at_once(host, some))
-}
-
-fn verify_at_once(host: &Host, guests: &[&str]) -> Result<()> {
     let verify = |name: &str| -> Result<()> {
         expect_not_paused(host, &[name])?;
         let report = host.guest(name).verify(PATIENCE)?;

@@ -12,6 +12,7 @@ pub mod shape;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -27,6 +28,8 @@ use shape::{Leg, Shape};
 
 /// Guests that boot at the same time; more would wait for processors for too long.
 const BOOTING: usize = 4;
+/// From the last one's first report to the first move.
+const CALM: Duration = Duration::from_secs(10);
 
 /// Everything that was measured with one shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -298,8 +301,8 @@ fn play(
     Ok(())
 }
 
-/// Boots all of them, a few at a time, and puts them into one gang once they have checked what they
-/// hold.
+/// Boots all of them, a few at a time, and puts them into one gang once they are calm. What they hold
+/// is checked after the first move by vmgang and at the end.
 fn boot(host: &Host, specs: &[GuestSpec]) -> Result<()> {
     if specs.is_empty() {
         return Ok(());
@@ -308,7 +311,7 @@ fn boot(host: &Host, specs: &[GuestSpec]) -> Result<()> {
         boot_all(host, some)?;
     }
     let names: Vec<&str> = specs.iter().map(GuestSpec::name).collect();
-    verify_all(host, &names)?;
+    std::thread::sleep(CALM);
     vmgang(host, &[&["gang", "add", GANG], &names[..]].concat())?.expect(0)?;
     Ok(())
 }

@@ -10,6 +10,8 @@ use crate::gang::{Mix, RedisData};
 
 /// How often guests report, so that what they do during a short move can be told.
 const REPORT_MS: u64 = 250;
+/// In which idle guests check all that they hold: what they do all the time is to be little.
+const IDLE_CHECK_SECONDS: u64 = 100;
 /// Of what congests a link, as in the papers.
 const CONGESTION_PERCENT: u64 = 70;
 
@@ -104,7 +106,10 @@ impl Shape {
                 .map(|mib| idle(&format!("idle{mib}")).with_memory_mib(mib))
                 .into(),
             Shape::Idle => (1..=24)
-                .map(|number| idle(&format!("idle{number}")).with_memory_mib(384))
+                .map(|number| {
+                    let guest = idle(&format!("idle{number}")).with_memory_mib(384);
+                    guest.with_check_seconds(IDLE_CHECK_SECONDS)
+                })
                 .collect(),
             Shape::Database => {
                 let redis = |name| {
