@@ -10,6 +10,8 @@ use vmgang_lab::{Host, Lab, Report};
 
 /// How long guests are watched before a move, and after it.
 const CALM: Duration = Duration::from_secs(5);
+/// The longest wait for a guest that runs to say so.
+const FIRST_REPORT: Duration = Duration::from_secs(30);
 
 /// Pieces of work a second, of all guests together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,6 +83,10 @@ impl Watch {
     /// Watches them for a while where they are.
     pub fn start(lab: &Lab, guests: &[&str]) -> Result<Watch> {
         let host = lab.host("a")?;
+        // Those that have only just come back may not have reported here yet.
+        for guest in guests {
+            host.guest(guest).wait_for_report(FIRST_REPORT)?;
+        }
         let calm = Count::take(&[host], guests)?;
         std::thread::sleep(CALM);
         Ok(Watch {
