@@ -115,23 +115,17 @@ fn leg_table(leg: &LegResult) -> String {
                 .map_or_else(|| "-".to_owned(), |kept| format!("{kept:.2}")),
         );
     }
-    for (what, figure) in [
-        (
-            "Preparing took",
-            leg.median(Contender::Prepared, |one| {
-                Some(one.prepared.as_ref()?.seconds)
-            }),
-        ),
-        (
-            "and MB on the link",
-            leg.median(Contender::Prepared, |one| {
-                Some(one.prepared.as_ref()?.link_bytes as f64 / 1e6)
-            }),
-        ),
-    ] {
-        if let Some(figure) = figure {
-            let _ = write!(out, "\n{what} {figure:.1}");
-        }
+    let seconds = leg.median(Contender::Prepared, |one| {
+        Some(one.prepared.as_ref()?.seconds)
+    });
+    let megabytes = leg.median(Contender::Prepared, |one| {
+        Some(one.prepared.as_ref()?.link_bytes as f64 / 1e6)
+    });
+    if let (Some(seconds), Some(megabytes)) = (seconds, megabytes) {
+        let _ = writeln!(
+            out,
+            "\nPreparing took {seconds:.1} s and {megabytes:.1} MB on the link."
+        );
     }
     let delivered: Vec<String> = leg
         .contenders()

@@ -113,7 +113,7 @@ impl Shape {
             Shape::Database => {
                 let redis = |name| {
                     let spec = GuestSpec::debian(name, Role::Redis);
-                    spec.with_data_mib(128).with_request_rate(200)
+                    spec.with_data_mib(64).with_request_rate(100)
                 };
                 let sqlite = |name| {
                     let spec = GuestSpec::debian(name, Role::Sqlite);
