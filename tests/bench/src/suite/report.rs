@@ -149,6 +149,7 @@ fn leg_table(leg: &LegResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::Preparation;
     use crate::suite::shape::Shape;
     use crate::suite::testing::{document, moved};
 
@@ -168,5 +169,20 @@ mod tests {
         let missed = "| bytes, mixed, of stock as it comes | ≤ 0.065 | 0.070 | **missed** |";
         assert!(text.contains(missed), "{text}");
         assert!(text.contains("not measured"));
+    }
+
+    #[test]
+    fn what_preparing_took_is_told_where_somebody_prepared() {
+        let mut prepared = moved(Contender::Prepared, 3.0, 5_000_000, 20);
+        prepared.prepared = Some(Preparation {
+            seconds: 7.5,
+            link_bytes: 68_900_000,
+        });
+        let told = |moves| text(&[document(Shape::Mixed, &[("1 Gbit/s", "1gbit", moves)])]);
+        let sentence = "\n\nPreparing took 7.5 s and 68.9 MB on the link.\n";
+        let with = told(vec![prepared]);
+        assert!(with.contains(sentence), "{with}");
+        let without = told(vec![moved(Contender::Vmgang, 5.5, 70_000, 20)]);
+        assert!(!without.contains("Preparing"), "{without}");
     }
 }
