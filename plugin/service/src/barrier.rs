@@ -95,7 +95,7 @@ pub enum Action {
     Suspend(Vec<usize>),
     /// Switch these members to post-copy; their release follows.
     PostCopy(Vec<usize>),
-    /// The commit point: let these members switch over, together.
+    /// The commit point: let these members switch over, together, or the one whose turn it is.
     Release(Vec<usize>),
     /// Cancel this member's migration, and keep trying until libvirt has returned.
     AbortMember(usize),
@@ -169,7 +169,7 @@ impl Member {
 enum Phase {
     /// Until all are ready.
     Holding,
-    /// Nobody is held; each switches over when it has converged.
+    /// Nobody waits for all; each switches over when it has converged.
     Free,
     /// Released one by one.
     Staggering,
@@ -184,6 +184,9 @@ pub struct Barrier {
     members: BTreeMap<usize, Member>,
     policy: Policy,
     phase: Phase,
+    /// While [`Phase::Free`]: each waits to be let go when it is ready, so that not all who are ready at
+    /// the same moment stand still at the same moment.
+    turns: bool,
     /// Members go to post-copy after their first pass.
     post_copy: bool,
     /// And need not have ended it.
@@ -193,16 +196,18 @@ pub struct Barrier {
 }
 
 impl Barrier {
-    /// A gang that is larger than the policy's concurrency is never held.
+    /// A gang that is larger than the policy's concurrency is never held: its members take turns.
     pub fn new(members: impl IntoIterator<Item = usize>, policy: Policy) -> Barrier {
         let members: BTreeMap<usize, Member> = members
             .into_iter()
             .map(|index| (index, Member::default()))
             .collect();
         let held = policy.holds(members.len());
+        let turns = policy.takes_turns(members.len());
         Barrier {
             phase: if held { Phase::Holding } else { Phase::Free },
-            approximate: !held && policy.switchover != Switchover::Free,
+            turns,
+            approximate: turns,
             post_copy: policy.post_copy,
             post_copy_now: false,
             members,
@@ -621,12 +626,17 @@ impl Barrier {
             if !goes && state.stalled.is_some() && self.phase == Phase::Free {
                 self.unstall(member, actions);
             }
-            self.note(member, |m| {
-                if m.live() && (goes || m.to_post_copy) {
-                    m.released = true;
-                    actions.push(Action::PostCopy(vec![member]));
-                }
-            });
+            let state = &self.members[&member];
+            if !state.live() {
+                continue;
+            }
+            let goes = goes || state.to_post_copy;
+            if self.turns && (goes || self.ready(state)) {
+                self.release(vec![member], actions);
+            } else if goes {
+                self.note(member, |m| m.released = true);
+                actions.push(Action::PostCopy(vec![member]));
+            }
         }
     }
 

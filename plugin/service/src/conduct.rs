@@ -478,11 +478,18 @@ impl Driver {
 
     /// The commit point.
     fn release(&self, members: &[usize], known: &mut Known) {
-        tracing::info!(
-            job = self.job.id,
-            members = members.len(),
-            "released: the gang switches over"
-        );
+        if self.request.policy.takes_turns(self.members.len()) {
+            for member in members {
+                let domain = self.name(*member);
+                tracing::info!(job = self.job.id, domain, "ready: it switches over in turn");
+            }
+        } else {
+            tracing::info!(
+                job = self.job.id,
+                members = members.len(),
+                "released: the gang switches over"
+            );
+        }
         self.job.update(|view| view.state = JobState::Switching);
         known.departures.add(members, Instant::now());
     }

@@ -1,6 +1,7 @@
 //! Who has been let go and waits for its turn to leave: members that were released together leave
-//! one after another, each as soon as the one before has arrived or has had its time. All at once they
-//! would wait for each other's processors and for the link, each with its guest stopped.
+//! one after another, each as soon as the one before has arrived or has had its time; so do those who
+//! are let go by themselves, if at the same time. All at once they would wait for each other's
+//! processors and for the link, each with its guest stopped.
 //!
 //! Pure: it is told the time. Must not decide who is let go: `barrier.rs` does.
 
@@ -11,11 +12,13 @@ use tokio::time::Instant;
 
 /// What a member may take to switch over before the next one leaves all the same.
 const APART: Duration = Duration::from_millis(100);
-/// The last one leaves at most so long after the first.
+/// The last one of a gang leaves at most so long after the first.
 const SPREAD: Duration = Duration::from_millis(350);
 
 #[derive(Debug, Default)]
 pub(crate) struct Departures {
+    /// They are no gang that is to leave within [`SPREAD`].
+    each_by_itself: bool,
     waiting: VecDeque<usize>,
     apart: Duration,
     next: Option<Instant>,
@@ -24,11 +27,22 @@ pub(crate) struct Departures {
 }
 
 impl Departures {
+    /// Of members that have nothing to do with each other but the host.
+    pub(crate) fn each_by_itself() -> Departures {
+        Departures {
+            each_by_itself: true,
+            ..Departures::default()
+        }
+    }
+
     /// These leave from now on, in this order.
     pub(crate) fn add(&mut self, members: &[usize], now: Instant) {
         self.waiting.extend(members);
         let gaps = u32::try_from(self.waiting.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        self.apart = APART.min(SPREAD / gaps.max(1));
+        self.apart = match self.each_by_itself {
+            true => APART,
+            false => APART.min(SPREAD / gaps.max(1)),
+        };
         self.next.get_or_insert(now);
     }
 
@@ -56,7 +70,8 @@ impl Departures {
             return None;
         }
         let member = self.waiting.pop_front();
-        self.next = (!self.waiting.is_empty()).then(|| now + self.apart);
+        // Also for who is let go later, while this one is on its way.
+        self.next = Some(now + self.apart);
         self.leaving = member;
         member
     }
@@ -85,6 +100,29 @@ mod tests {
         // Nobody waits for those who are gone.
         departures.add(&[3], at(1000));
         assert_eq!(departures.leaves(at(1000)), Some(3));
+    }
+
+    #[test]
+    fn who_is_let_go_later_waits_for_who_is_on_its_way() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut departures = Departures::each_by_itself();
+        departures.add(&[0], start);
+        assert_eq!(departures.leaves(start), Some(0));
+        departures.add(&[1], at(10));
+        assert_eq!(
+            (departures.leaves(at(10)), departures.due()),
+            (None, Some(at(100)))
+        );
+        departures.arrived(0, at(30));
+        assert_eq!(departures.leaves(at(30)), Some(1));
+        // However many, each has its time.
+        departures.add(&(2..16).collect::<Vec<_>>(), at(40));
+        for place in 0..14 {
+            let due = at(130 + 100 * place);
+            assert_eq!(departures.due(), Some(due));
+            assert!(departures.leaves(due).is_some());
+        }
     }
 
     #[test]

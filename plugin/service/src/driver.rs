@@ -119,7 +119,13 @@ impl Driver {
             limits: None,
             departures: Departures::default(),
         };
-        if !self.request.policy.holds(self.members.len()) {
+        if self.request.policy.takes_turns(self.members.len()) {
+            known.departures = Departures::each_by_itself();
+            tracing::info!(
+                job = self.job.id,
+                "the gang is too large for a common switchover: its members take turns"
+            );
+        } else if !self.request.policy.holds(self.members.len()) {
             tracing::info!(job = self.job.id, "nobody is held for a common switchover");
         }
         let early = self.shrink(&mut known).await;

@@ -85,6 +85,12 @@ impl Policy {
         self.switchover != Switchover::Free && members <= self.concurrency.get()
     }
 
+    /// Whether members of a gang that is too large to be held leave one after another, each as soon
+    /// as it is ready and has its turn.
+    pub fn takes_turns(&self, members: usize) -> bool {
+        self.switchover != Switchover::Free && !self.holds(members)
+    }
+
     /// Whether migrations are started such that they can go to post-copy.
     pub fn can_post_copy(&self) -> bool {
         self.post_copy

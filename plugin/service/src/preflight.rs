@@ -317,7 +317,8 @@ impl Preflight<'_> {
         here: Here,
         transport: Transport,
     ) -> Result<(SourceOptions, bool), ServiceError> {
-        let held = self.request.policy.holds(self.members.len());
+        let policy = &self.request.policy;
+        let held = policy.holds(self.members.len()) || policy.takes_turns(self.members.len());
         let limit_passes = held && here.takes_switchover_rate;
         let can_hold = limit_passes || !here.members.iter().any(|member| member.emulated);
         let hold = held && can_hold;

@@ -413,6 +413,12 @@ async fn a_large_gang_goes_in_a_rolling_queue() {
     assert_eq!(report["state"], "completed");
     assert_eq!(report["domains"].as_array().map(Vec::len), Some(15));
     assert_eq!(*rig.fake.most_at_once.lock().expect("lock"), 6);
+    // All six are ready at the same moment, and leave in turn; nobody says here that one has arrived.
+    let let_go = rig.fake.let_go.lock().expect("lock");
+    assert_eq!(let_go.len(), 15);
+    for two in let_go.windows(2) {
+        assert!(two[1] - two[0] >= Duration::from_millis(50), "{let_go:?}");
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,9 @@ pub enum Contender {
     /// `virsh migrate`, all at once.
     #[value(name = "parallel")]
     StockParallel,
+    /// `virsh migrate --parallel`, all at once: QEMU's multifd.
+    #[value(name = "multifd")]
+    StockMultifd,
     /// `virsh migrate --parallel --compressed --comp-methods zstd`, all at once.
     #[value(name = "zstd")]
     StockParallelZstd,
@@ -45,9 +48,10 @@ pub enum Contender {
 
 impl Contender {
     /// What is there without vmgang.
-    pub const STOCK: [Contender; 4] = [
+    pub const STOCK: [Contender; 5] = [
         Contender::StockSequential,
         Contender::StockParallel,
+        Contender::StockMultifd,
         Contender::StockParallelZstd,
         Contender::StockXbzrle,
     ];
@@ -57,6 +61,7 @@ impl Contender {
         match self {
             Contender::StockSequential => "virsh, one by one",
             Contender::StockParallel => "virsh, in parallel",
+            Contender::StockMultifd => "virsh, in parallel, multifd",
             Contender::StockParallelZstd => "virsh, in parallel, multifd + zstd",
             Contender::StockXbzrle => "virsh, in parallel, xbzrle",
             Contender::Relay => "vmgang, every technique off",
@@ -103,6 +108,7 @@ impl Contender {
                 }
             }
             Contender::StockParallel => parallel(guests, from, to, &[])?,
+            Contender::StockMultifd => parallel(guests, from, to, &["--parallel"])?,
             Contender::StockParallelZstd => {
                 let more = [&["--parallel"], &compressed("zstd")[..]].concat();
                 parallel(guests, from, to, &more)?;

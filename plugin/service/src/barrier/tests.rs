@@ -418,10 +418,40 @@ fn a_gang_too_large_to_be_held_goes_in_a_rolling_queue() {
     let mut barrier = Barrier::new(0..3, policy);
     barrier.handle([]);
     assert!(!barrier.approximate());
+    assert_eq!(ready(&mut barrier, 0), [], "nobody was held");
     assert_eq!(barrier.handle([failed(0)]), [start(2)]);
     assert_eq!(
         barrier.handle([Input::Migrated(1), Input::Migrated(2)]),
         [Action::Finish]
+    );
+}
+
+#[test]
+fn members_of_a_gang_too_large_to_be_held_are_let_go_one_by_one() {
+    let mut barrier = Barrier::new(0..3, switchover(Switchover::Together, 2));
+    barrier.handle([]);
+    assert_eq!(ready(&mut barrier, 1), [Action::Release(vec![1])]);
+    assert_eq!(barrier.handle([Input::Converged(1)]), [], "once");
+    assert_eq!(barrier.handle([Input::Migrated(1)]), [start(2)]);
+    // Nobody waits for another; who has gone by itself is not let go.
+    assert_eq!(barrier.handle([Input::GuestStopped(0)]), []);
+    assert_eq!(
+        barrier.handle([Input::HeldInFirstPass(2)]),
+        [Action::Release(vec![2])]
+    );
+    // A failure takes back who was let go and has not gone.
+    assert_eq!(barrier.handle([failed(0)]), [Action::AbortMember(2)]);
+    assert_eq!(barrier.handle([failed(2)]), [Action::Finish]);
+
+    let policy = Policy {
+        post_copy: true,
+        ..switchover(Switchover::Together, 1)
+    };
+    let mut barrier = Barrier::new(0..2, policy);
+    barrier.handle([]);
+    assert_eq!(
+        barrier.handle([Input::FirstPassDone(0)]),
+        [Action::PostCopy(vec![0]), Action::Release(vec![0])]
     );
 }
 
@@ -566,7 +596,7 @@ proptest! {
         batches in prop::collection::vec(prop::collection::vec(any_input(5), 0..4), 0..40),
     ) {
         let mut barrier = Barrier::new(0..members, policy);
-        let holds = policy.holds(members);
+        let (holds, turns) = (policy.holds(members), policy.takes_turns(members));
         let mut model = vec![Model::default(); members];
         let mut released = false;
         let mut finishes = 0;
@@ -631,19 +661,27 @@ proptest! {
                         }
                     }
                     Action::Release(those) => {
-                        prop_assert!(holds && !stopping);
-                        for model in model.iter().filter(|m| m.live() && !released) {
+                        prop_assert!((holds || turns) && !stopping);
+                        // A gang waits for all, who takes turns for nobody.
+                        let concerned = |m: usize| match turns {
+                            true => those.contains(&m),
+                            false => model[m].live() && !released,
+                        };
+                        for model in (0..members).filter(|m| concerned(*m)).map(|m| &model[m]) {
                             let ready = model.first_pass && model.converged && model.ack;
                             let sent = model.first_pass || (at_once && model.streaming);
                             let post_copy = policy.can_post_copy() && sent;
                             prop_assert!(model.gone || model.held || ready || post_copy);
                         }
-                        if policy.switchover == Switchover::Together {
+                        if turns {
+                            prop_assert_eq!(those.len(), 1);
+                        } else if policy.switchover == Switchover::Together {
                             prop_assert!(!released, "one decision");
                             let live = model.iter().filter(|m| m.live()).count();
                             prop_assert_eq!(those.len(), live);
                         }
-                        released = true;
+                        // While they take turns, others may still begin.
+                        released |= holds;
                         for m in those {
                             prop_assert!(model[m].live() && !model[m].released);
                             model[m].released = true;

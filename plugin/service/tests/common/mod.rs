@@ -14,7 +14,7 @@ pub use {peer::Peer, ram::page, rig::Rig};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Barrier, mpsc, watch};
 use uuid::Uuid;
@@ -129,6 +129,8 @@ pub struct Fake {
     pub sessions: Arc<AtomicUsize>,
     /// The peer tells how members ended once it was asked about so many.
     pub outcomes: Arc<Barrier>,
+    /// When members were let go.
+    pub let_go: Arc<Mutex<Vec<Instant>>>,
     pub ram: FakeRam,
 }
 
@@ -201,6 +203,7 @@ impl Fake {
             calls: Arc::default(),
             sessions: Arc::default(),
             outcomes: Arc::new(Barrier::new(1)),
+            let_go: Arc::default(),
             ram: FakeRam::default(),
         }
     }

@@ -8,6 +8,7 @@ struct FakeSession {
     wires: Wires,
     outcomes: Arc<Barrier>,
     open: Arc<AtomicUsize>,
+    let_go: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Drop for FakeSession {
@@ -38,6 +39,7 @@ impl Tunnel for FakeTunnel {
                 wires,
                 outcomes: fake.outcomes.clone(),
                 open: fake.sessions.clone(),
+                let_go: fake.let_go.clone(),
             };
             *fake.calls.0.lock().expect("lock") += 1;
             fake.calls.1.notify_all();
@@ -51,6 +53,7 @@ impl Session for FakeSession {
         format!("unix:///fake/{member}")
     }
     fn release_member(&self, member: usize) {
+        self.let_go.lock().expect("lock").push(Instant::now());
         self.wires
             .released
             .send_modify(|released| released[member] = true);

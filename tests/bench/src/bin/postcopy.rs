@@ -9,6 +9,7 @@ use clap::Parser;
 use serde::Serialize;
 use vmgang_bench::contender::{self, Contender};
 use vmgang_bench::gang::GANG;
+use vmgang_bench::table::median;
 use vmgang_e2e::{boot_all, expect_running, install_tree, uri, verify_all, vmgang};
 use vmgang_lab::{GuestSpec, Host, Lab, LabOptions, parse_rate};
 
@@ -166,11 +167,7 @@ fn table(moves: &[Measured]) -> String {
         "| | time | waits for a page | mean wait | all waits |\n|---|--:|--:|--:|--:|\n".to_owned();
     for way in Way::ALL {
         let of: Vec<&Measured> = moves.iter().filter(|m| m.way == way.title()).collect();
-        let median = |value: &dyn Fn(&Measured) -> f64| {
-            let mut values: Vec<f64> = of.iter().map(|m| value(m)).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-        };
+        let median = |value: &dyn Fn(&Measured) -> f64| median(of.iter().map(|m| value(m)));
         lines.push_str(&format!(
             "| {} | {:.1} s | {:.0} | {:.2} ms | {:.0} ms |\n",
             way.title(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use vmgang_bench::table::median;
 use vmgang_e2e::{PATIENCE, boot_all, install_tree, vmgang};
 use vmgang_lab::{Guest, GuestSpec, Host, Lab, LabOptions, Report};
 
@@ -120,9 +121,4 @@ fn scans(host: &Host) -> Result<String> {
     let estimate = vmgang(host, &["estimate", "--json", "web"])?.expect(0)?;
     let estimate: serde_json::Value = serde_json::from_str(&estimate.stdout)?;
     Ok(format!("{} scans", estimate["members"][0]["scans"]))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -10,6 +10,7 @@ use clap::Parser;
 use serde::Serialize;
 use vmgang_bench::contender::Contender;
 use vmgang_bench::gang::GANG;
+use vmgang_bench::table::median;
 use vmgang_e2e::{
     Ended, boot_all, expect_running, install_tree, start_vmgang, uri, verify_all, vmgang,
     wait_until,
@@ -272,11 +273,7 @@ fn table(moves: &[Measured]) -> String {
         "| | time | mean pause | longest pause | spread |\n|---|--:|--:|--:|--:|\n".to_owned();
     for way in Way::ALL {
         let of: Vec<&Measured> = moves.iter().filter(|m| m.way == way.title()).collect();
-        let median = |value: &dyn Fn(&Measured) -> f64| {
-            let mut values: Vec<f64> = of.iter().map(|m| value(m)).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-        };
+        let median = |value: &dyn Fn(&Measured) -> f64| median(of.iter().map(|m| value(m)));
         let mean = |m: &Measured| m.pause_ms.iter().sum::<f64>() / m.pause_ms.len().max(1) as f64;
         let longest = |m: &Measured| m.pause_ms.iter().copied().fold(0.0, f64::max);
         lines.push_str(&format!(

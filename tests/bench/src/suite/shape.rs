@@ -26,6 +26,8 @@ pub enum Shape {
     Database,
     /// Four servers with different things to do, over different links.
     Mixed,
+    /// The same, over links that are no limit, where QEMU's multifd without compression counts as well.
+    Fast,
     /// Random data, rewritten at random: nothing can be saved.
     Worst,
     /// The mixed guests, on a link that somebody else fills.
@@ -46,8 +48,8 @@ pub struct Leg {
 }
 
 use Contender::{
-    Oc, Ofd, OfdRh, OfdRhDelta, Prepared, Relay, StockParallel, StockParallelZstd, StockSequential,
-    StockXbzrle, Vmgang,
+    Oc, Ofd, OfdRh, OfdRhDelta, Prepared, Relay, StockMultifd, StockParallel, StockParallelZstd,
+    StockSequential, StockXbzrle, Vmgang,
 };
 
 const SHORT: [Contender; 3] = [StockParallel, StockParallelZstd, Vmgang];
@@ -77,6 +79,7 @@ impl Shape {
             Shape::Idle => "idle",
             Shape::Database => "database",
             Shape::Mixed => "mixed",
+            Shape::Fast => "fast",
             Shape::Worst => "worst",
             Shape::Congested => "congested",
         }
@@ -88,6 +91,7 @@ impl Shape {
             Shape::Idle => "idle guests",
             Shape::Database => "databases under load",
             Shape::Mixed => "mixed servers under load",
+            Shape::Fast => "mixed servers under load, fast links",
             Shape::Worst => "worst case: random data rewritten at random",
             Shape::Congested => "mixed servers on a congested link",
         }
@@ -126,7 +130,7 @@ impl Shape {
                     sqlite("sqlite2"),
                 ]
             }
-            Shape::Mixed | Shape::Congested => Mix::Debian.guests(1024, RedisData::default()),
+            Shape::Mixed | Shape::Fast | Shape::Congested => Mix::Debian.guests(1024, RedisData::default()),
             Shape::Worst => (1..=4)
                 .map(|number| {
                     GuestSpec::new(&format!("random{number}"))
@@ -175,7 +179,7 @@ impl Shape {
                 })
                 .into(),
             Shape::Database => {
-                let contenders = [&MODES[..], &[Prepared, StockXbzrle]].concat();
+                let contenders = [&USUAL[..], &[Prepared, StockXbzrle]].concat();
                 vec![leg("1 Gbit/s", "1gbit", 0..4, &contenders)]
             }
             Shape::Mixed => {
@@ -186,6 +190,19 @@ impl Shape {
                     leg("1 Gbit/s", "1gbit", 0..4, &all),
                     leg("10 Gbit/s", "10gbit", 0..4, &SHORT),
                     leg("unshaped", "none", 0..4, &USUAL),
+                ]
+            }
+            Shape::Fast => {
+                let contenders = [
+                    StockParallel,
+                    StockMultifd,
+                    StockParallelZstd,
+                    Relay,
+                    Vmgang,
+                ];
+                vec![
+                    leg("10 Gbit/s", "10gbit", 0..4, &contenders),
+                    leg("unshaped", "none", 0..4, &contenders),
                 ]
             }
             Shape::Worst => {
