@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 use serde::{Deserialize, Serialize};
 use vmgang_lab::Lab;
 
@@ -15,6 +16,8 @@ use vmgang_lab::Lab;
 const PAYLOAD: usize = 1400;
 /// Ethernet, IP and UDP headers, as interface counters have them.
 const HEADERS: u64 = 14 + 20 + 8;
+/// More than the link's queue holds: what does not fit there is lost, and nobody waits for it.
+const SOCKET_BUFFER: usize = 16 << 20;
 const TICK: Duration = Duration::from_millis(2);
 
 /// What became of the traffic.
@@ -45,6 +48,9 @@ impl Congestion {
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         let (from, to) = (a.udp_socket()?, b.udp_socket()?);
         from.connect((b.address(), to.local_addr()?.port()))?;
+        set_socket_send_buffer_size_force(&from, SOCKET_BUFFER)?;
+        set_socket_recv_buffer_size_force(&to, SOCKET_BUFFER)?;
+        from.set_nonblocking(true)?;
         to.set_read_timeout(Some(Duration::from_millis(100)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -94,8 +100,8 @@ fn send(socket: &UdpSocket, bits_per_second: u64, stop: &AtomicBool, sent: &Atom
             // A full queue is a lost datagram like any other.
             let _ = socket.send(&datagram);
             total += PAYLOAD as u64 + HEADERS;
+            sent.store(total, Ordering::Relaxed);
         }
-        sent.store(total, Ordering::Relaxed);
         std::thread::sleep(TICK);
     }
 }

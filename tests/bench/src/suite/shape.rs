@@ -130,7 +130,9 @@ impl Shape {
                     sqlite("sqlite2"),
                 ]
             }
-            Shape::Mixed | Shape::Fast | Shape::Congested => Mix::Debian.guests(1024, RedisData::default()),
+            Shape::Mixed | Shape::Fast | Shape::Congested => {
+                Mix::Debian.guests(1024, RedisData::default())
+            }
             Shape::Worst => (1..=4)
                 .map(|number| {
                     GuestSpec::new(&format!("random{number}"))
