@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use crate::network::QemuListener;
-use crate::source::{SessionEnd, SourceError, SourceEvent, SourceOptions, SourceSession};
+use crate::source::{Hold, SessionEnd, SourceError, SourceEvent, SourceOptions, SourceSession};
 use crate::{MemberOutcome, SessionCounters};
 
 /// A unix socket path is at most 107 bytes and its terminator.
@@ -67,7 +67,7 @@ impl AmbientSession {
         sockets: Vec<AmbientSocket>,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), SourceError> {
         let options = SourceOptions {
-            hold: false,
+            hold: Hold::Nothing,
             stage: None,
             ..options
         };

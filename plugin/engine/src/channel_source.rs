@@ -358,7 +358,7 @@ impl StreamWatch {
         // Without flushes of its own, QEMU before 8.1 does not tell where passes end.
         let no_passes = beside > 0 && !progress.multifd();
         let lost = tokenizer.is_opaque() || no_passes;
-        if lost && !self.first_pass_done && !self.unreadable {
+        if lost && !self.gone && !self.unreadable {
             self.unreadable = true;
             shape.may_end.store(true, Relaxed);
             shared.report(SourceEvent::Unreadable { member });

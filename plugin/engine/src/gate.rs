@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use vmgang_stream::Progress;
 
+use crate::source_api::Hold;
+
 /// An empty PART section of a member whose pages go over other connections has 26 bytes.
 const EMPTY_FLUSHED_SECTIONS_BYTES: usize = 52;
 /// Most bytes read from QEMU before they are encoded.
@@ -52,6 +54,7 @@ pub(crate) fn is_idle(progress: &Progress, unread: usize) -> bool {
 /// The gate of one session.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    hold: Hold,
     members: Vec<MemberGate>,
     /// How many of their guests are stopped.
     stopped: AtomicUsize,
@@ -72,16 +75,16 @@ struct MemberGate {
 }
 
 impl Gate {
-    /// `hold`: nobody is released yet.
-    pub(crate) fn new(members: usize, hold: bool) -> Self {
+    pub(crate) fn new(members: usize, hold: Hold) -> Self {
         let member = |_| MemberGate {
-            released: watch::Sender::new(!hold),
+            released: watch::Sender::new(hold == Hold::Nothing),
             ack_withheld: watch::Sender::new(false),
             stopped: AtomicBool::new(false),
             first_pass: AtomicU32::new(NOT_IN_FIRST_PASS),
             pages_beside: AtomicU64::new(0),
         };
         Self {
+            hold,
             members: (0..members).map(member).collect(),
             stopped: AtomicUsize::new(0),
             changed: Notify::new(),
@@ -100,18 +103,25 @@ impl Gate {
         }
     }
 
-    /// The member's migration begins anew; it is held as before.
+    /// The member's migration is to begin anew; it is held as if it had never been released.
     pub(crate) fn restart(&self, member: usize) {
-        if let Some(member) = self.members.get(member) {
-            member.ack_withheld.send_replace(false);
-            member.first_pass.store(NOT_IN_FIRST_PASS, Relaxed);
-            member.pages_beside.store(0, Relaxed);
+        if let Some(known) = self.members.get(member) {
+            known.released.send_replace(self.hold == Hold::Nothing);
+            self.forget(member);
         }
+    }
+
+    /// What the member's last migration has shown says nothing about the next.
+    fn forget(&self, member: usize) {
+        let member = &self.members[member];
+        member.ack_withheld.send_replace(false);
+        member.first_pass.store(NOT_IN_FIRST_PASS, Relaxed);
+        member.pages_beside.store(0, Relaxed);
     }
 
     /// The member's main connection, until the guard is dropped: its migration begins, perhaps anew.
     pub(crate) fn begin(self: &Arc<Self>, member: usize) -> UnderWay {
-        self.restart(member);
+        self.forget(member);
         UnderWay {
             gate: self.clone(),
             member,
@@ -134,10 +144,10 @@ impl Gate {
         *member.ack_withheld.borrow() && !*member.released.borrow()
     }
 
-    /// Whether the member is to be held, and there is nothing to hold it by.
+    /// Whether the member is to be held by anything, and there is nothing to hold it by.
     pub(crate) fn wants_hold(&self, member: usize) -> bool {
         let member = &self.members[member];
-        !*member.ack_withheld.borrow() && !*member.released.borrow()
+        self.hold == Hold::Anything && !*member.ack_withheld.borrow() && !*member.released.borrow()
     }
 
     /// Waits until the member is released, or can be held after all.
@@ -264,7 +274,7 @@ mod tests {
 
     #[test]
     fn who_is_ahead_waits_for_who_is_behind() {
-        let gate = Gate::new(3, true);
+        let gate = Gate::new(3, Hold::Anything);
         assert!(!gate.is_ahead(0), "not begun");
         gate.first_pass(0, 50, 100);
         assert!(!gate.is_ahead(0), "the others have not begun");
@@ -278,7 +288,7 @@ mod tests {
 
     #[test]
     fn who_has_failed_in_its_first_pass_is_not_waited_for() {
-        let gate = Arc::new(Gate::new(2, false));
+        let gate = Arc::new(Gate::new(2, Hold::Nothing));
         let failing = gate.begin(0);
         gate.first_pass(0, 10, 100);
         gate.add_pages_beside(0, 7);
@@ -293,11 +303,14 @@ mod tests {
 
     #[test]
     fn a_restarted_member_is_held_anew() {
-        let gate = Gate::new(1, true);
+        let gate = Gate::new(1, Hold::Anything);
         assert!(gate.wants_hold(0) && gate.withhold_ack(0));
         assert!(gate.holds(0) && !gate.withhold_ack(0));
+        gate.release(0);
+        assert!(!gate.holds(0));
         gate.restart(0);
         assert!(!gate.holds(0) && gate.wants_hold(0) && gate.withhold_ack(0));
+        assert!(gate.holds(0));
         gate.release(0);
         assert!(!gate.holds(0) && !gate.wants_hold(0));
     }

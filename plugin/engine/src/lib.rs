@@ -77,7 +77,9 @@ pub use page_key::PageKey;
 pub use peer::{DEFAULT_PORT, PeerAddress, PeerName};
 pub use runtime_dir::sweep_runtime_dir;
 pub use scanned::Scanned;
-pub use source::{Offers, SessionEnd, SourceError, SourceEvent, SourceOptions, SourceSession};
+pub use source::{
+    Hold, Offers, SessionEnd, SourceError, SourceEvent, SourceOptions, SourceSession,
+};
 pub use stage_source::{STAGE_PAGES_MAX, StageOptions, StagePages, StageSession, StagedContents};
 pub use technique::{Techniques, Zstd};
 pub use tls::{TlsError, TlsFiles, TlsIdentity, Transport, Transports};

@@ -40,7 +40,7 @@ use crate::order::SessionOrder;
 use crate::pool::Pool;
 use crate::runtime_dir::{JobDir, Side, Sockets};
 use crate::seal::Sealer;
-pub use crate::source_api::{SourceError, SourceEvent, SourceOptions};
+pub use crate::source_api::{Hold, SourceError, SourceEvent, SourceOptions};
 use crate::{MemberOutcome, Remains, SessionCounters, StagedContents, Techniques, Workers, Zstd};
 
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -31,8 +31,7 @@ pub struct SourceOptions {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// TCP connections at most; the peer may grant fewer.
     pub connections: NonZeroUsize,
-    /// Withhold every member's SWITCHOVER_ACK until released.
-    pub hold: bool,
+    pub hold: Hold,
     /// What the members' pages were when they were scanned.
     pub scanned: Scanned,
     /// What was staged for them at this peer.
@@ -41,6 +40,16 @@ pub struct SourceOptions {
     pub network: Arc<dyn Network>,
     /// What is sent is to be there when the session is over, see [`SessionEnd::remains`].
     pub keep_contents: bool,
+}
+
+/// What keeps a member from switching over before it is released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    Nothing,
+    /// Its SWITCHOVER_ACK is withheld. Without one it goes when QEMU finds it ready.
+    Ack,
+    /// Without one, its first pass is not read to its end.
+    Anything,
 }
 
 /// Why a session could not be opened, or ended.
@@ -88,10 +97,10 @@ pub enum SourceEvent {
         took: Duration,
     },
     /// The destination has sent no acknowledgement that could be withheld, so the member is held by
-    /// not reading on near the end of its first pass.
+    /// not reading on near the end of its first pass ([`Hold::Anything`]).
     HeldInFirstPass { member: usize },
-    /// The member's stream is not understood (any more) before its first pass has ended: the
-    /// end of that pass will not be seen.
+    /// The member's stream is not understood (any more) before its guest has stopped: the ends of its
+    /// passes will not be seen.
     Unreadable { member: usize },
     /// The destination is ready to switch over, and the source has not been told.
     AckWithheld { member: usize },

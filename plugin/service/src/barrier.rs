@@ -7,6 +7,8 @@
 //!   acknowledgement is withheld, or its guest has stopped already and cannot be held, or it is
 //!   held by other means and that is said, or it goes to post-copy and its memory has been sent
 //!   once, unless post-copy was asked for at once;
+//! - a member of a gang that is too large to be held is let go alone, once in each of its migrations,
+//!   and when it is ready itself;
 //! - inputs that arrived together are decided together: none of them is overtaken by a release;
 //! - after a failure under [`OnFailure::Abort`] nobody is released any more;
 //! - no more members are under way than the policy says;
@@ -93,7 +95,7 @@ pub enum Action {
     Start { member: usize, throttled: bool },
     /// Suspend these guests, so that they converge; they run again at the destination.
     Suspend(Vec<usize>),
-    /// Switch these members to post-copy; their release follows.
+    /// Switch these members to post-copy. Their release follows, if they are held.
     PostCopy(Vec<usize>),
     /// The commit point: let these members switch over, together, or the one whose turn it is.
     Release(Vec<usize>),
@@ -130,6 +132,8 @@ struct Member {
     held_in_first_pass: bool,
     /// Goes to post-copy instead of converging.
     to_post_copy: bool,
+    /// Was told to.
+    in_post_copy: bool,
     /// May switch over.
     released: bool,
     /// Past holding: its guest has stopped.
@@ -337,7 +341,7 @@ impl Barrier {
             (Phase::Holding | Phase::Free, OnTimeout::Suspend) => {
                 let running = self.members.iter().filter(|(_, member)| {
                     let copying = member.started && !member.gone && !member.restarting;
-                    member.live() && copying && !member.released
+                    member.live() && copying && !member.in_post_copy
                 });
                 let running: Vec<usize> = running.map(|(index, _)| *index).collect();
                 if !running.is_empty() {
@@ -614,28 +618,35 @@ impl Barrier {
     }
 
     fn settle_free(&mut self, actions: &mut Vec<Action>) {
-        let here = |member: &Member| {
-            let free = !member.gone && !member.released && !member.restarting;
-            member.started && member.live() && free
+        let copying = |member: &Member| {
+            let here = !member.gone && !member.restarting && !member.in_post_copy;
+            member.started && member.live() && here
         };
-        let here = self.members.iter().filter(|(_, member)| here(member));
-        let here: Vec<usize> = here.map(|(index, _)| *index).collect();
-        for member in here {
-            let state = &self.members[&member];
-            let goes = self.can_go_to_post_copy(state);
-            if !goes && state.stalled.is_some() && self.phase == Phase::Free {
-                self.unstall(member, actions);
+        let all: Vec<usize> = self.members.keys().copied().collect();
+        // First of all: it may take everybody back, and then nobody is let go any more.
+        for index in &all {
+            let member = &self.members[index];
+            let stalled = member.stalled.is_some() && !self.can_go_to_post_copy(member);
+            if copying(member) && stalled && self.phase == Phase::Free {
+                self.unstall(*index, actions);
             }
-            let state = &self.members[&member];
-            if !state.live() {
+        }
+        for index in all {
+            let member = &self.members[&index];
+            if !copying(member) {
                 continue;
             }
-            let goes = goes || state.to_post_copy;
-            if self.turns && (goes || self.ready(state)) {
-                self.release(vec![member], actions);
-            } else if goes {
-                self.note(member, |m| m.released = true);
-                actions.push(Action::PostCopy(vec![member]));
+            let to_post_copy = member.to_post_copy || self.can_go_to_post_copy(member);
+            let turn = self.turns && !member.released && (to_post_copy || self.ready(member));
+            self.note(index, |m| {
+                m.in_post_copy = to_post_copy;
+                m.released |= turn;
+            });
+            if to_post_copy {
+                actions.push(Action::PostCopy(vec![index]));
+            }
+            if turn {
+                actions.push(Action::Release(vec![index]));
             }
         }
     }

@@ -91,7 +91,7 @@ impl Driver {
                         }
                     }
                     Action::AbortMember(member) => {
-                        known.departures.remove(member);
+                        known.departures.remove(member, Instant::now());
                         let facts = &mut known.facts[member];
                         if !facts.connected {
                             self.session.close_socket(member);
@@ -137,7 +137,7 @@ impl Driver {
             inputs.extend(self.waiting(known));
             for input in &inputs {
                 if let Input::Migrated(member) | Input::MigrateFailed(member, _) = input {
-                    known.departures.remove(*member);
+                    known.departures.remove(*member, Instant::now());
                 }
                 if let Input::Migrated(member) = input {
                     self.set_state(*member, MemberState::Migrated);
@@ -220,6 +220,7 @@ impl Driver {
             );
             self.session.restart_member(member);
             known.convergence[member] = Convergence::throttled();
+            known.judged[member] = None;
             if let Some(limits) = &known.limits {
                 limits.restart(member);
             }
@@ -429,6 +430,12 @@ impl Driver {
                     domain = member_name,
                     "its stream is not understood: the gang's barrier is approximate"
                 );
+                // Without an acknowledgement nobody would give it a limit that it can go below.
+                if self.request.policy.takes_turns(self.members.len())
+                    && let Some(limits) = &known.limits
+                {
+                    limits.free_unless_held(member, known.may_be_left(member));
+                }
                 Some(Input::Unreadable(member))
             }
             SourceEvent::AckWithheld { member } => {
@@ -476,7 +483,7 @@ impl Driver {
         }
     }
 
-    /// The commit point.
+    /// The commit point of a gang that is held; of a larger one, of a member.
     fn release(&self, members: &[usize], known: &mut Known) {
         if self.request.policy.takes_turns(self.members.len()) {
             for member in members {
@@ -489,8 +496,8 @@ impl Driver {
                 members = members.len(),
                 "released: the gang switches over"
             );
+            self.job.update(|view| view.state = JobState::Switching);
         }
-        self.job.update(|view| view.state = JobState::Switching);
         known.departures.add(members, Instant::now());
     }
 

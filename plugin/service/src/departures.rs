@@ -46,9 +46,10 @@ impl Departures {
         self.next.get_or_insert(now);
     }
 
-    /// It does not leave any more.
-    pub(crate) fn remove(&mut self, member: usize) {
+    /// It does not leave any more, or has left.
+    pub(crate) fn remove(&mut self, member: usize, now: Instant) {
         self.waiting.retain(|&one| one != member);
+        self.arrived(member, now);
     }
 
     /// It runs at the destination. The next one need not wait for it any more.
@@ -95,7 +96,7 @@ mod tests {
         );
         assert_eq!(departures.due(), Some(at(100)));
         assert_eq!(departures.leaves(at(130)), Some(0));
-        departures.remove(1);
+        departures.remove(1, at(140));
         assert_eq!((departures.due(), departures.leaves(at(900))), (None, None));
         // Nobody waits for those who are gone.
         departures.add(&[3], at(1000));
@@ -116,10 +117,11 @@ mod tests {
         );
         departures.arrived(0, at(30));
         assert_eq!(departures.leaves(at(30)), Some(1));
-        // However many, each has its time.
+        // However many, each has its time; nobody waits for one that has failed.
+        departures.remove(1, at(40));
         departures.add(&(2..16).collect::<Vec<_>>(), at(40));
         for place in 0..14 {
-            let due = at(130 + 100 * place);
+            let due = at(40 + 100 * place);
             assert_eq!(departures.due(), Some(due));
             assert!(departures.leaves(due).is_some());
         }

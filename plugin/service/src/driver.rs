@@ -123,7 +123,7 @@ impl Driver {
             known.departures = Departures::each_by_itself();
             tracing::info!(
                 job = self.job.id,
-                "the gang is too large for a common switchover: its members take turns"
+                "the gang is too large for a common switchover: its members take turns, if they can be held"
             );
         } else if !self.request.policy.holds(self.members.len()) {
             tracing::info!(job = self.job.id, "nobody is held for a common switchover");

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
-use vmgang_engine::{MemberOffer, Offer, PageKey, Scanned, SocketOwner, SourceOptions, Transport};
+use vmgang_engine::{
+    Hold, MemberOffer, Offer, PageKey, Scanned, SocketOwner, SourceOptions, Transport,
+};
 use vmgang_libvirt::{DomainInfo, DomainQemu, DomainQemuUser, JobStats};
 
 use crate::balloon::{self, Before};
@@ -318,16 +320,21 @@ impl Preflight<'_> {
         transport: Transport,
     ) -> Result<(SourceOptions, bool), ServiceError> {
         let policy = &self.request.policy;
-        let held = policy.holds(self.members.len()) || policy.takes_turns(self.members.len());
+        let hold = match self.members.len() {
+            members if policy.holds(members) => Hold::Anything,
+            members if policy.takes_turns(members) => Hold::Ack,
+            _ => Hold::Nothing,
+        };
+        let held = hold != Hold::Nothing;
         let limit_passes = held && here.takes_switchover_rate;
         let can_hold = limit_passes || !here.members.iter().any(|member| member.emulated);
-        let hold = held && can_hold;
         if held && !can_hold {
             tracing::warn!(
                 job = %self.job.simple(),
-                "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: the gang is not held for a common switchover"
+                "a member's processor is emulated (<domain type='qemu'>) and this libvirt is older than 11.1 or its QEMU older than 8.2: nobody is held: each switches over when QEMU finds it ready"
             );
         }
+        let hold = if can_hold { hold } else { Hold::Nothing };
         let members: Vec<MemberOffer> = self
             .members
             .iter()

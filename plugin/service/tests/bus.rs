@@ -413,12 +413,9 @@ async fn a_large_gang_goes_in_a_rolling_queue() {
     assert_eq!(report["state"], "completed");
     assert_eq!(report["domains"].as_array().map(Vec::len), Some(15));
     assert_eq!(*rig.fake.most_at_once.lock().expect("lock"), 6);
-    // All six are ready at the same moment, and leave in turn; nobody says here that one has arrived.
-    let let_go = rig.fake.let_go.lock().expect("lock");
-    assert_eq!(let_go.len(), 15);
-    for two in let_go.windows(2) {
-        assert!(two[1] - two[0] >= Duration::from_millis(50), "{let_go:?}");
-    }
+    // All six are ready at the same moment, and leave in turn: the next one when one has arrived, or late.
+    let (_, at_once) = *rig.fake.let_go.lock().expect("lock");
+    assert!((1..=2).contains(&at_once), "{at_once}");
 }
 
 #[tokio::test]

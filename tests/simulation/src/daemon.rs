@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 use vmgang_engine::{
-    Listener, MemberOutcome, SessionCounters, SessionEnd, SourceError, SourceEvent, SourceOptions,
-    Transport, Workers,
+    Hold, Listener, MemberOutcome, SessionCounters, SessionEnd, SourceError, SourceEvent,
+    SourceOptions, Transport, Workers,
 };
 use vmgang_libvirt::QemuUser;
 use vmgang_service::announcements::Announcements;
@@ -220,7 +220,7 @@ impl Tunnel for Watched {
         &self,
         mut options: SourceOptions,
     ) -> BoxFuture<'_, Result<tunnel::Opened, SourceError>> {
-        if !options.hold {
+        if options.hold != Hold::Anything {
             self.world.wrong("the gang is not held".to_owned());
         }
         options.network = Arc::new(DaemonNetwork {

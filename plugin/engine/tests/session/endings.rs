@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
-use vmgang_engine::{SourceEvent, SourceSession, Transport};
+use vmgang_engine::{Hold, SourceEvent, SourceSession, Transport};
 use vmgang_stream::synthetic::StreamBuilder;
 
 use crate::pair::{ACK, Pair, SOON, event, guest_stream, member_uuid, page, swallow};
@@ -120,7 +120,7 @@ async fn a_member_that_libvirt_has_not_announced_is_not_connected_to() {
 async fn a_stream_that_ends_before_the_guest_stopped_is_a_failure() {
     let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
     let mut options = pair.options(1, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let qemu = pair.destination_qemu(0);
     let destination = tokio::spawn(async move { swallow(qemu, &ACK).await });
@@ -168,7 +168,7 @@ async fn a_connection_without_a_stream_is_a_failure() {
 async fn a_destination_that_quits_while_held_is_a_failure_at_once() {
     let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
     let mut options = pair.options(1, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let qemu = pair.destination_qemu(0);
     let mut source = pair.source_qemu(&session, 0).await;

@@ -1,7 +1,7 @@
 //! Members that are held in unusual ways, and members whose migration begins anew.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vmgang_engine::{SourceEvent, SourceSession, Transport};
+use vmgang_engine::{Hold, SourceEvent, SourceSession, Transport};
 
 use vmgang_stream::synthetic::StreamBuilder;
 
@@ -11,7 +11,7 @@ use crate::pair::{ACK, Pair, SOON, event, guest_stream, page, swallow};
 async fn without_an_ack_a_member_is_held_near_the_end_of_its_first_pass() {
     let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
     let mut options = pair.options(1, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let qemu = pair.destination_qemu(0);
     let destination = tokio::spawn(async move { swallow(qemu, b"").await });
@@ -46,10 +46,31 @@ async fn without_an_ack_a_member_is_held_near_the_end_of_its_first_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_by_its_ack_alone_passes_without_one() {
+    let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
+    let mut options = pair.options(1, Transport::Plain);
+    options.hold = Hold::Ack;
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let qemu = pair.destination_qemu(0);
+    let destination = tokio::spawn(async move { swallow(qemu, b"").await });
+    let mut source = pair.source_qemu(&session, 0).await;
+    let bytes = guest_stream(0, 3000);
+    source.write_all(&bytes).await.unwrap();
+    source.shutdown().await.unwrap();
+    event(&mut events, |told| {
+        assert!(!matches!(told, SourceEvent::HeldInFirstPass { .. }));
+        matches!(told, SourceEvent::StreamEnded { .. })
+    })
+    .await;
+    assert!(destination.await.unwrap() == bytes);
+    session.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_begins_anew_is_held_and_arrives() {
     let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
     let mut options = pair.options(2, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let bytes = guest_stream(0, 3000);
 
@@ -107,7 +128,7 @@ async fn a_migration_that_begins_anew_is_held_and_arrives() {
 async fn a_migration_that_begins_anew_begins_its_first_pass_anew() {
     let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
     let mut options = pair.options(1, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let qemu = pair.destination_qemu(0);
     let beginning = StreamBuilder::new(16 * 4096);

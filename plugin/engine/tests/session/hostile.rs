@@ -4,7 +4,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
-use vmgang_engine::{SourceEvent, SourceSession, Transport};
+use vmgang_engine::{Hold, SourceEvent, SourceSession, Transport};
 use vmgang_wire::payload::Encoder;
 use vmgang_wire::{
     Compression, Data, FRAME_CREDIT_BYTES_MIN, Frame, FrameHeader, HEADER_BYTES, Hello,
@@ -54,7 +54,7 @@ async fn a_destination_that_returns_more_than_its_credit_ends_the_session() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut options = pair.options(1, Transport::Plain);
     options.peer.port = listener.local_addr().unwrap().port();
-    options.hold = true;
+    options.hold = Hold::Anything;
     let peer = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let key = read(&mut stream, |frame| match frame {

@@ -10,9 +10,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 use vmgang_engine::{
-    Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
-    Purpose, Recall, Scanned, SocketOwner, SourceEvent, SourceOptions, SourceSession, Techniques,
-    Transport, Workers,
+    Admission, DestinationHost, Hold, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress,
+    PeerName, Purpose, Recall, Scanned, SocketOwner, SourceEvent, SourceOptions, SourceSession,
+    Techniques, Transport, Workers,
 };
 use vmgang_stream::synthetic::StreamBuilder;
 
@@ -181,7 +181,7 @@ impl Pair {
             network: vmgang_engine::system(),
             bandwidth_bytes_per_s: None,
             connections: NonZeroUsize::MIN,
-            hold: false,
+            hold: Hold::Nothing,
             scanned: Scanned::default(),
             stage: None,
             keep_contents: false,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use vmgang_engine::{SourceEvent, SourceSession, Transport};
+use vmgang_engine::{Hold, SourceEvent, SourceSession, Transport};
 use vmgang_stream::synthetic::{MultifdBuilder, StreamBuilder};
 
 use crate::pair::{ACK, JOB, Pair, SOON, event, guest_stream, page, swallow};
@@ -80,7 +80,7 @@ async fn a_gang_arrives_byte_exact_and_the_books_balance() {
 async fn the_ack_waits_for_the_release_and_an_idle_guest_trickles() {
     let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
     let mut options = pair.options(1, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let qemu = pair.destination_qemu(0);
     let (to_qemu, mut from_test) = mpsc::unbounded_channel::<()>();
@@ -157,7 +157,7 @@ async fn the_ack_waits_for_the_release_and_an_idle_guest_trickles() {
 async fn a_guest_that_dirties_a_page_now_and_then_trickles_and_its_pages_do_not() {
     let pair = Pair::new(Transport::Plain, None, 64 << 20).await;
     let mut options = pair.options(1, Transport::Plain);
-    options.hold = true;
+    options.hold = Hold::Anything;
     let (session, mut events) = SourceSession::connect(options).await.unwrap();
     let qemu = pair.destination_qemu(0);
     let destination = tokio::spawn(async move {
@@ -283,6 +283,40 @@ async fn a_stream_that_is_not_understood_is_reported_and_passes() {
     })
     .await;
     assert!(destination.await.unwrap() == bytes);
+    session.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_understood_any_more_after_its_first_pass_is_reported() {
+    let pair = Pair::new(Transport::Plain, None, 1 << 20).await;
+    let options = pair.options(1, Transport::Plain);
+    let (session, mut events) = SourceSession::connect(options).await.unwrap();
+    let qemu = pair.destination_qemu(0);
+    let destination = tokio::spawn(async move { swallow(qemu, b"").await });
+    let mut source = pair.source_qemu(&session, 0).await;
+    let mut stream = StreamBuilder::new(16 * 4096);
+    stream.begin_part();
+    for index in 0..16 {
+        stream.page(index * 4096, &page(index));
+    }
+    stream.end_ram_section().begin_part().end_ram_section();
+    source.write_all(stream.bytes()).await.unwrap();
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::FirstPassDone { member: 0 })
+    })
+    .await;
+    source.write_all(&b"NEWFORMAT".repeat(1000)).await.unwrap();
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::Unreadable { member: 0 })
+    })
+    .await;
+    source.shutdown().await.unwrap();
+    // Nor is it known whether its guest had stopped: it may end.
+    event(&mut events, |e| {
+        matches!(e, SourceEvent::StreamEnded { member: 0 })
+    })
+    .await;
+    destination.await.unwrap();
     session.close().await;
 }
 

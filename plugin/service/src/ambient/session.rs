@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 use vmgang_engine::{
-    AmbientSession, AmbientSocket, MEMBERS_MAX, MemberOffer, Offer, PeerAddress, Pending,
+    AmbientSession, AmbientSocket, Hold, MEMBERS_MAX, MemberOffer, Offer, PeerAddress, Pending,
     QemuConnection, QemuListener, Scanned, SessionCounters, SocketOwner, SourceEvent,
     SourceOptions, Techniques, ambient_socket,
 };
@@ -256,7 +256,7 @@ impl Route {
             stage: None,
             keep_contents: false,
             bandwidth_bytes_per_s: None,
-            hold: false,
+            hold: Hold::Nothing,
         };
         let (senders, sockets): (HashMap<_, _>, Vec<_>) = domains
             .iter()

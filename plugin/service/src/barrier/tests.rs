@@ -435,10 +435,7 @@ fn members_of_a_gang_too_large_to_be_held_are_let_go_one_by_one() {
     assert_eq!(barrier.handle([Input::Migrated(1)]), [start(2)]);
     // Nobody waits for another; who has gone by itself is not let go.
     assert_eq!(barrier.handle([Input::GuestStopped(0)]), []);
-    assert_eq!(
-        barrier.handle([Input::HeldInFirstPass(2)]),
-        [Action::Release(vec![2])]
-    );
+    assert_eq!(ready(&mut barrier, 2), [Action::Release(vec![2])]);
     // A failure takes back who was let go and has not gone.
     assert_eq!(barrier.handle([failed(0)]), [Action::AbortMember(2)]);
     assert_eq!(barrier.handle([failed(2)]), [Action::Finish]);
@@ -452,6 +449,46 @@ fn members_of_a_gang_too_large_to_be_held_are_let_go_one_by_one() {
     assert_eq!(
         barrier.handle([Input::FirstPassDone(0)]),
         [Action::PostCopy(vec![0]), Action::Release(vec![0])]
+    );
+}
+
+#[test]
+fn a_member_that_stalls_after_it_was_let_go_is_dealt_with_all_the_same() {
+    let mut barrier = Barrier::new(0..3, switchover(Switchover::Together, 2));
+    barrier.handle([]);
+    assert_eq!(ready(&mut barrier, 0), [Action::Release(vec![0])]);
+    assert_eq!(barrier.handle([stalled(0)]), [Action::AbortMember(0)]);
+    let anew = Action::Start {
+        member: 0,
+        throttled: true,
+    };
+    assert_eq!(barrier.handle([failed(0)]), [anew]);
+    assert_eq!(ready(&mut barrier, 0), [Action::Release(vec![0])], "anew");
+    // To post-copy it goes without being let go twice.
+    let mut barrier = Barrier::new(
+        0..3,
+        Policy {
+            on_stall: OnStall::PostCopy,
+            ..switchover(Switchover::Together, 2)
+        },
+    );
+    barrier.handle([]);
+    ready(&mut barrier, 1);
+    assert_eq!(barrier.handle([stalled(1)]), [Action::PostCopy(vec![1])]);
+    assert_eq!(barrier.handle([stalled(1), Input::PostCopyRequested]), []);
+    // Who is ready together with a stall that ends everything is not let go.
+    let mut barrier = Barrier::new(
+        0..3,
+        Policy {
+            on_stall: OnStall::Abort,
+            ..switchover(Switchover::Together, 2)
+        },
+    );
+    barrier.handle([]);
+    barrier.handle([Input::FirstPassDone(0), Input::AckWithheld(0)]);
+    assert_eq!(
+        barrier.handle([Input::Converged(0), stalled(1)]),
+        [Action::AbortMember(0), Action::AbortMember(1)]
     );
 }
 
@@ -670,8 +707,10 @@ proptest! {
                         for model in (0..members).filter(|m| concerned(*m)).map(|m| &model[m]) {
                             let ready = model.first_pass && model.converged && model.ack;
                             let sent = model.first_pass || (at_once && model.streaming);
-                            let post_copy = policy.can_post_copy() && sent;
-                            prop_assert!(model.gone || model.held || ready || post_copy);
+                            let told = turns && model.to_post_copy;
+                            let post_copy = policy.can_post_copy() && (sent || told);
+                            let gone = model.gone && !turns;
+                            prop_assert!(gone || model.held || ready || post_copy);
                         }
                         if turns {
                             prop_assert_eq!(those.len(), 1);
@@ -698,6 +737,10 @@ proptest! {
                         prop_assert!(model.iter().all(|m| m.starts == 0 || m.verdict));
                     }
                 }
+            }
+            if turns && barrier.phase == Phase::Free {
+                let waits = |m: &Member| m.live() && !m.gone && !m.released;
+                prop_assert!(!barrier.members.values().any(|m| waits(m) && barrier.ready(m)));
             }
         }
         prop_assert_eq!(finishes, 1, "a job always ends");

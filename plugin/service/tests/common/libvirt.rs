@@ -355,6 +355,8 @@ impl Hypervisor for Fake {
                 _ = aborted.wait_for(|aborted| aborted[member]) => Err(failed("canceled by client")),
             };
             *fake.running.lock().expect("lock") -= 1;
+            let mut let_go = fake.let_go.lock().expect("lock");
+            let_go.0 = let_go.0.saturating_sub(1);
             result
         }))
     }

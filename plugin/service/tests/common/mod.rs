@@ -14,7 +14,7 @@ pub use {peer::Peer, ram::page, rig::Rig};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Barrier, mpsc, watch};
 use uuid::Uuid;
@@ -22,8 +22,8 @@ use vmgang_dedup::{
     BlockSnapshot, DigestKey, Fingerprinter, PAGE_BYTES, Page, PageDigest, Snapshot,
 };
 use vmgang_engine::{
-    MemberCounters, MemberOutcome, Saved, SessionCounters, SessionEnd, SourceError, SourceEvent,
-    SourceOptions,
+    Hold, MemberCounters, MemberOutcome, Saved, SessionCounters, SessionEnd, SourceError,
+    SourceEvent, SourceOptions,
 };
 use vmgang_libvirt::{
     Balloon, DomainInfo, DomainState, Fit, Hardware, ListedDomain, MigrateOptions, Versions,
@@ -129,8 +129,8 @@ pub struct Fake {
     pub sessions: Arc<AtomicUsize>,
     /// The peer tells how members ended once it was asked about so many.
     pub outcomes: Arc<Barrier>,
-    /// When members were let go.
-    pub let_go: Arc<Mutex<Vec<Instant>>>,
+    /// Members that were let go and of which libvirt has told nothing since, and the most of them at once.
+    pub let_go: Arc<Mutex<(usize, usize)>>,
     pub ram: FakeRam,
 }
 

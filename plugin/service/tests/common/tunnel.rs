@@ -8,7 +8,7 @@ struct FakeSession {
     wires: Wires,
     outcomes: Arc<Barrier>,
     open: Arc<AtomicUsize>,
-    let_go: Arc<Mutex<Vec<Instant>>>,
+    let_go: Arc<Mutex<(usize, usize)>>,
 }
 
 impl Drop for FakeSession {
@@ -23,7 +23,7 @@ impl Tunnel for FakeTunnel {
         let (events, receiver) = mpsc::unbounded_channel();
         let wires = Wires {
             events,
-            released: watch::Sender::new(vec![!options.hold; members.len()]),
+            released: watch::Sender::new(vec![options.hold == Hold::Nothing; members.len()]),
             limits: watch::Sender::new(vec![300; members.len()]),
             aborted: watch::Sender::new(vec![false; members.len()]),
             post_copy: watch::Sender::new(vec![false; members.len()]),
@@ -53,7 +53,9 @@ impl Session for FakeSession {
         format!("unix:///fake/{member}")
     }
     fn release_member(&self, member: usize) {
-        self.let_go.lock().expect("lock").push(Instant::now());
+        let mut let_go = self.let_go.lock().expect("lock");
+        let_go.0 += 1;
+        let_go.1 = let_go.1.max(let_go.0);
         self.wires
             .released
             .send_modify(|released| released[member] = true);

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 use vmgang_engine::{
-    MemberCounters, MemberOutcome, SessionCounters, SessionEnd, SourceError, SourceEvent,
+    Hold, MemberCounters, MemberOutcome, SessionCounters, SessionEnd, SourceError, SourceEvent,
     SourceOptions,
 };
 use vmgang_libvirt::{
@@ -111,7 +111,7 @@ struct SessionState {
     released: watch::Sender<Vec<bool>>,
     /// By guest, because one channel wakes those who wait for it in any order.
     broken: Vec<watch::Sender<bool>>,
-    hold: bool,
+    hold: Hold,
 }
 
 struct State {
@@ -391,8 +391,12 @@ impl State {
 
     fn holds(&self, number: usize) -> bool {
         let guest = &self.guests[number];
-        let held = self.session.as_ref().is_some_and(|session| session.hold);
-        held && !matches!(guest.fate, Fate::NoAck)
+        let hold = self.session.as_ref().map_or(Hold::Nothing, |it| it.hold);
+        match hold {
+            Hold::Nothing => false,
+            Hold::Ack => !matches!(guest.fate, Fate::NoAck | Fate::HeldInFirstPass),
+            Hold::Anything => !matches!(guest.fate, Fate::NoAck),
+        }
     }
 }
 

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 use vmgang_engine::{
-    Admission, DestinationHost, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress, PeerName,
-    Purpose, Scanned, SessionCounters, SocketOwner, SourceEvent, SourceOptions, SourceSession,
-    TlsFiles, TlsIdentity, Transport, Workers,
+    Admission, DestinationHost, Hold, Listener, MemberOffer, MemberOutcome, Offer, PeerAddress,
+    PeerName, Purpose, Scanned, SessionCounters, SocketOwner, SourceEvent, SourceOptions,
+    SourceSession, TlsFiles, TlsIdentity, Transport, Workers,
 };
 
 use super::relay;
@@ -219,7 +219,7 @@ async fn source(config: HalfConfig) -> Result<HalfEnd> {
         network: vmgang_engine::system(),
         bandwidth_bytes_per_s: None,
         connections: config.connections,
-        hold: false,
+        hold: Hold::Nothing,
         scanned: Scanned::default(),
         stage: None,
         keep_contents: false,

@@ -20,7 +20,7 @@ impl Tunnel for SimTunnel {
             let mut state = self.0.lock();
             state.session = Some(SessionState {
                 events,
-                released: watch::Sender::new(vec![!options.hold; members]),
+                released: watch::Sender::new(vec![options.hold == Hold::Nothing; members]),
                 broken: (0..members).map(|_| watch::Sender::new(false)).collect(),
                 hold: options.hold,
             });
