@@ -216,7 +216,7 @@ pub struct JobOptions {
     #[arg(long, value_name = "WHAT", default_value = "abort")]
     pub on_failure: OnFailure,
     /// Let members go all at once, one by one (each with the whole link for its last pass), or each
-    /// as soon as it is ready [default: together, if all are under way at once]
+    /// as soon as it is ready [default: together, or in turn if not all are under way at once]
     #[arg(long, value_name = "HOW")]
     pub switchover: Option<Switchover>,
     /// Go to post-copy after the first pass: guests go on at the destination and fetch the rest of

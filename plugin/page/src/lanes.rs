@@ -12,7 +12,7 @@ const LEGEND: [(&str, &str); 5] = [
     ("waiting", "waits for its turn"),
     ("ballooning", "gives memory up"),
     ("copying", "sends its memory"),
-    ("held", "is held for the others"),
+    ("held", "is held for the others, or its turn"),
     ("switching", "guest is stopped"),
 ];
 

@@ -35,7 +35,7 @@ pub enum MemberState {
     /// Its guest gives up what memory it does not need.
     Ballooning,
     Copying,
-    /// Every page was sent once; it waits for the others.
+    /// Every page was sent once; it waits for the others, or for its turn.
     Held,
     /// Its guest is stopped on the source.
     Switching,

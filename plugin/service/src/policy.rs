@@ -20,7 +20,8 @@ pub enum OnFailure {
 /// How members are let go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Switchover {
-    /// All at once, when all have converged: the smallest spread.
+    /// All at once, when all have converged: the smallest spread. More than may be under way at once:
+    /// each in turn, when it has converged.
     #[default]
     Together,
     /// One by one, when all have converged: each has the whole link for its last pass.
